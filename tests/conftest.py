@@ -1,0 +1,24 @@
+"""Shared by all tests: memory that nobody wrote is NaN, and what a test needs of the machine is asked for."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan():
+    """Under deterministic algorithms, torch.empty is filled with NaN (or the largest integer)."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_collection_modifyitems(items):
+    root = os.environ.get("TORCH_RNN_DATA")
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+        if "imdb" in item.keywords and not (root and list(Path(root).glob("aclImdb*"))):
+            item.add_marker(pytest.mark.skip(reason="TORCH_RNN_DATA names no folder with the IMDB reviews"))

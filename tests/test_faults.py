@@ -1,0 +1,128 @@
+"""Seeded faults: each is one wrong line in a copy of the source, and its rung of the ladder must fail."""
+
+import importlib.util
+import inspect
+import sys
+
+import pytest
+import torch
+from ladder import Shape, rung_1, rung_2, rung_3, rung_4
+
+from torch_rnn import reference, rnn
+from torch_rnn.recurrence import BACKENDS, bptt, eager, inputs
+
+LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
+FLOATS = Shape(4, 9, 6, 5, ids=False, lengths=(9, 1, 4, 0))
+FULL = Shape(3, 7, 5, 4, ids=False)
+"""Shapes: rows of many lengths, ids and floats; rows without padding."""
+
+
+def mutant(module, right: str, wrong: str):
+    """The module as it would be with one line wrong."""
+    source = inspect.getsource(module)
+    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module.__name__}"
+    spec = importlib.util.spec_from_loader("mutant", loader=None)
+    twin = importlib.util.module_from_spec(spec)
+    sys.modules["mutant"] = twin
+    exec(compile(source.replace(right, wrong), "mutant", "exec"), twin.__dict__)
+    return twin
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """fails(rung, *arguments): the rung raises AssertionError now, and does not without the fault."""
+
+    def check(rung, *arguments):
+        with pytest.raises(AssertionError):
+            rung(*arguments)
+        monkeypatch.undo()
+        rung(*arguments)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("dh = self.Whh.T @ da + dhs[t]", "dh = self.Whh @ da + dhs[t]"),
+        ("dh = self.Whh.T @ da + dhs[t]", "dh = self.Whh.T @ da"),
+        ("da = (1 - hs[t + 1] ** 2) * dh", "da = (1 - hs[t] ** 2) * dh"),
+        ("dWhh += np.outer(da, hs[t])", "dWhh += np.outer(da, hs[t + 1])"),
+        ("dWxh[:, x[t]] += da", "dWxh[:, x[t]] = da"),
+        ("for t in reversed(range(T))", "for t in reversed(range(1, T))"),
+        ("dhs[T] = self.Why.T @ dy", "dhs[T] = self.Why.T @ np.abs(dy)"),
+        ("dWhy, dby = dy.T @ hs[1:], dy.sum(axis=0)", "dWhy, dby = dy.T @ hs[:-1], dy.sum(axis=0)"),
+        ("np.exp(-np.logaddexp(0, -y))", "np.exp(-np.logaddexp(0, y))"),
+    ],
+)
+def test_rung_1_catches(right, wrong):
+    twin = mutant(reference, right, wrong).NumpyRNN
+    cases = [(shape, r, C) for shape in (LENGTHS, FLOATS) for r in ("last", "every") for C in (1, 3)]
+    caught = 0
+    for case in cases:
+        try:
+            rung_1(twin, *case)
+        except AssertionError:
+            caught += 1
+    assert caught > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong", "shape"),
+    [
+        (eager, "h @ Whh.t()", "h @ Whh", FULL),
+        (eager, "h, hs = h0, []", "h, hs = torch.zeros_like(h0), []", FULL),
+        (eager, "if lengths is None else", "if True else", LENGTHS),
+        (eager, "(t < lengths)", "(t <= lengths)", LENGTHS),
+        (eager, "(t < lengths)", "(t + 1 < lengths)", LENGTHS),
+        (eager, "h @ Whh.t()", "h.detach() @ Whh.t()", FULL),
+    ],
+)
+def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
+    monkeypatch.setitem(BACKENDS, "eager", mutant(sys.modules[module.__module__], right, wrong).eager)
+    fails(rung_2, "eager", shape, "last", 1, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "shape"),
+    [
+        ("                dh_next = da @ Whh\n", "                dh_next = da @ Whh.t()\n", FULL),
+        ("WhhT, unmasked = Whh.t()", "WhhT, unmasked = Whh", FULL),
+        ("h, hs = h0, torch", "h, hs = torch.zeros_like(h0), torch", FULL),
+        ("dWhh, dh_next, None, None", "dWhh, None, None, None", FULL),
+        ("torch.cat([h0[None], hs])[:-1]", "hs", FULL),
+        ("torch.cat([h0[None], hs])[:-1]", "torch.cat([torch.zeros_like(h0[None]), hs])[:-1]", FULL),
+        (".derivative(hs)", ".derivative(hs.roll(1, 0))", FULL),
+        ("dh_t = dhs[t] + dh_next", "dh_t = dhs[t]", FULL),
+        ("torch.stack(das[::-1])", "torch.stack(das)", FULL),
+        ("da = torch.where(real, da, 0)", "pass", LENGTHS),
+        ("torch.where(real, da @ Whh, dh_t)", "da @ Whh", LENGTHS),
+        ("h_next if t < unmasked else", "h_next if t <= unmasked else", FLOATS),
+        ("return int(lengths.min())", "return int(lengths.max())", LENGTHS),
+    ],
+)
+def test_rung_3_catches(monkeypatch, fails, right, wrong, shape):
+    monkeypatch.setitem(BACKENDS, "bptt", mutant(sys.modules[bptt.__module__], right, wrong).bptt)
+    fails(rung_3, "bptt", shape, torch.float64)
+
+
+def test_rung_2_catches_padding_that_is_read(monkeypatch, fails):
+    twin = mutant(inputs, "x = x.masked_fill(padded if x.dim() == 2 else padded[..., None], 0)", "pass")
+    monkeypatch.setattr(sys.modules[eager.__module__], "project", twin.project)
+    fails(rung_2, "eager", FLOATS, "last", 1, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong"),
+    [
+        (rnn, "gradient.clamp(-CLIP, CLIP)", "gradient"),
+        (rnn, "gradient.clamp(-CLIP, CLIP)", "gradient.clamp(max=CLIP)"),
+        (reference, 'np.clip(gradients["d" + name], -clip, clip)', 'gradients["d" + name]'),
+    ],
+)
+def test_rung_4_catches(monkeypatch, fails, module, right, wrong):
+    name = "fit" if module is rnn else "update"
+    owner = rnn.RNN if module is rnn else reference.NumpyRNN
+    twin = mutant(module, right, wrong)
+    monkeypatch.setattr(owner, name, getattr(getattr(twin, owner.__name__), name))
+    fails(rung_4, "bptt", "last", 1)

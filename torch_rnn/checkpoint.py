@@ -1,0 +1,72 @@
+"""Files that cannot be half-written, and weights that cannot be silently wrong.
+
+A weights file is safetensors, readable by any reader of that format. Its metadata has one entry, "torch_rnn":
+a JSON object with the caller's own data and "sha256", the digest of the whole file as it would be with 64
+zeros in the digest's place. safetensors itself loads a flipped bit in silence.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+UNSIGNED = "0" * 64
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """Calls write(temporary path) and puts the result at `path`: the old file or the new, never a part.
+
+    The temporary file lies beside the target and is flushed to disk before it is renamed (POSIX rename).
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Writes named tensors and JSON data as one signed safetensors file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"torch_rnn": json.dumps({"sha256": UNSIGNED, **data}, sort_keys=False)}
+    blob = safetensors.torch.save(tensors, metadata)
+    signed = blob.replace(UNSIGNED.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
+    write_atomically(path, lambda part: part.write_bytes(signed))
+
+
+def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the data of a file that `save_weights` wrote.
+
+    Raises FileNotFoundError, or ValueError naming the file when it is not such a file or one bit of it has
+    changed.
+    """
+    blob = Path(path).read_bytes()
+    try:
+        header_size = int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8 : 8 + header_size])
+        data = json.loads(header["__metadata__"]["torch_rnn"])
+        digest = data.pop("sha256").encode()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a weights file of torch_rnn, or its header is damaged") from error
+    if hashlib.sha256(blob.replace(digest, UNSIGNED.encode(), 1)).hexdigest().encode() != digest:
+        raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
+    try:
+        return safetensors.torch.load(blob), data
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

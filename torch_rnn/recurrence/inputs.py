@@ -1,0 +1,24 @@
+"""The part of the recurrence that is parallel in time: xw[t] = Wxh x[t] + bh for all t at once."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def real_steps(lengths: Tensor, T: int) -> Tensor:
+    """A (B, T) mask: True where t < lengths[b]. Example: lengths [1, 2], T = 2 gives [[1, 0], [1, 1]]."""
+    return torch.arange(T, device=lengths.device) < lengths[:, None]
+
+
+def project(x: Tensor, Wxh: Tensor, bh: Tensor, lengths: Tensor | None) -> Tensor:
+    """xw (B, T, H) for floats x (B, T, D) or ids x (B, T).
+
+    Padded steps are overwritten with zeros first: whatever stands there, NaN or an id that does not exist,
+    reaches neither xw nor a gradient. The result is stored time first, so that each step is one block.
+    """
+    if lengths is not None:
+        padded = ~real_steps(lengths, x.shape[1])
+        x = x.masked_fill(padded if x.dim() == 2 else padded[..., None], 0)
+    x = x.transpose(0, 1)  # (T, B) or (T, B, D)
+    xw = F.linear(x, Wxh, bh) if x.is_floating_point() else F.embedding(x, Wxh.t()) + bh
+    return xw.transpose(0, 1)

@@ -1,0 +1,215 @@
+"""The whole model in NumPy. Start here.
+
+    h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)          y = Why h[T] + by
+
+One sequence at a time, float64, no framework: the forward pass, the gradient by back-propagation through
+time, and the training loop. Everything else in this package is proven against this file, and this file is
+proven against central differences.
+
+    T  time steps       D  input size       H  hidden size       C  outputs
+    x  (T, D) floats, or (T,) integer ids: an id is a one-hot vector written short, so that D is the size of
+       the vocabulary and `Wxh x[t]` is a column of Wxh
+    h  (H,)             y  (C,), the logits; with the readout "every", (T, C)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+PARAMETERS = ("Wxh", "Whh", "Why", "bh", "by")
+CLIP = 5.0
+
+
+class NumpyRNN:
+    """A vanilla RNN, its gradient written by hand (Rumelhart, Hinton and Williams, 1986; Werbos, 1990).
+
+    input_size   D: the width of a float input, or the number of different ids.
+    hidden_size  H.
+    output_size  C: 1 for a yes or no (sigmoid), else the number of classes (softmax).
+    readout      "last": one y, from the last state (many to one). "every": a y at each step (many to many).
+    init         "orthogonal": matrices with orthonormal rows or columns, zero biases (Saxe et al., 2014).
+                 "seed": normal * 0.01, zero biases.
+    seed         of the initial weights: equal seeds give equal weights.
+
+    Raises ValueError for a size below 1, a readout or an init not named above.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        *,
+        readout: str = "last",
+        init: str = "orthogonal",
+        seed: int = 0,
+    ):
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        if readout not in ("last", "every"):
+            raise ValueError(f"readout is {readout!r}; it must be 'last' or 'every'")
+        if init not in ("orthogonal", "seed"):
+            raise ValueError(f"init is {init!r}; it must be 'orthogonal' or 'seed'")
+        self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
+        self.readout = readout
+
+        rng = np.random.default_rng(seed)
+        matrix = orthogonal if init == "orthogonal" else small_normal
+        self.Wxh = matrix(rng, hidden_size, input_size)  # (H, D)
+        self.Whh = matrix(rng, hidden_size, hidden_size)  # (H, H)
+        self.Why = matrix(rng, output_size, hidden_size)  # (C, H)
+        self.bh = np.zeros(hidden_size)  # (H,)
+        self.by = np.zeros(output_size)  # (C,)
+
+    def forward(self, x: ArrayLike, h0: ArrayLike | None = None) -> np.ndarray:
+        """The logits y of one sequence x, starting from the state h0 (H,), by default zeros.
+
+        Returns (C,), or (T, C) with the readout "every". Keeps x and all states for `backward`.
+        Raises TypeError or ValueError for an x that is neither (T, D) floats nor (T,) ids in 0..D-1.
+        """
+        x = self._sequence(x)
+        h = np.zeros(self.hidden_size) if h0 is None else np.asarray(h0, dtype=float)
+        self.x, self.hs = x, [h]
+        for x_t in x:
+            Wxh_x = self.Wxh[:, x_t] if x.ndim == 1 else self.Wxh @ x_t
+            h = np.tanh(Wxh_x + self.Whh @ h + self.bh)
+            self.hs.append(h)
+        self.hs = np.stack(self.hs)  # (T + 1, H): hs[t] is the state before step t, hs[0] is h0
+        scored = self.hs[-1] if self.readout == "last" else self.hs[1:]
+        return scored @ self.Why.T + self.by
+
+    def backward(self, x: ArrayLike, y_true: ArrayLike, y_pred: np.ndarray) -> dict[str, np.ndarray]:
+        """The gradient of `loss(y_true, y_pred)` after `y_pred = forward(x)`, unclipped.
+
+        Returns dWxh, dWhh, dWhy, dbh, dby and dh0 by name, each of its parameter's shape.
+        Raises ValueError when x is not what `forward` saw last, or for labels as `loss` does.
+        """
+        x = self._sequence(x)
+        if not np.array_equal(x, self.x):
+            raise ValueError("backward was given another x than the last forward; call forward(x) first")
+        hs, T = self.hs, len(x)
+
+        # y = Why h + by. dhs[t]: what the scored outputs say about the state hs[t].
+        dy = self._probabilities(y_pred) - self._targets(y_true, y_pred)  # softmax or sigmoid, cross-entropy
+        dhs = np.zeros_like(hs)  # (T + 1, H)
+        if self.readout == "last":
+            dWhy, dby = np.outer(dy, hs[T]), dy
+            dhs[T] = self.Why.T @ dy
+        else:
+            dWhy, dby = dy.T @ hs[1:], dy.sum(axis=0)
+            dhs[1:] = dy @ self.Why
+
+        dWxh, dWhh, dbh = np.zeros_like(self.Wxh), np.zeros_like(self.Whh), np.zeros_like(self.bh)
+        dh = dhs[T]
+        for t in reversed(range(T)):  # step t made hs[t + 1] out of x[t] and hs[t]
+            da = (1 - hs[t + 1] ** 2) * dh  # tanh'(a) = 1 - tanh(a)^2
+            dbh += da
+            dWhh += np.outer(da, hs[t])
+            if x.ndim == 1:
+                dWxh[:, x[t]] += da
+            else:
+                dWxh += np.outer(da, x[t])
+            dh = self.Whh.T @ da + dhs[t]
+        return {"dWxh": dWxh, "dWhh": dWhh, "dWhy": dWhy, "dbh": dbh, "dby": dby, "dh0": dh}
+
+    def update(self, gradients: dict[str, np.ndarray], learning_rate: float, clip: float = CLIP) -> None:
+        """One step of gradient descent, each entry of each gradient first clipped to -clip..clip."""
+        for name in PARAMETERS:
+            parameter = getattr(self, name)
+            parameter -= learning_rate * np.clip(gradients["d" + name], -clip, clip)
+
+    def train(
+        self,
+        x_train: Sequence[ArrayLike],
+        y_train: Sequence[ArrayLike],
+        epochs: int = 100,
+        learning_rate: float = 0.1,
+    ) -> list[float]:
+        """Gradient descent, a sequence at a time and in the order given; returns each epoch's summed loss."""
+        losses = []
+        for _ in range(epochs):
+            total = 0.0
+            for x, y_true in zip(x_train, y_train, strict=True):
+                y_pred = self.forward(x)
+                total += self.loss(y_true, y_pred)
+                self.update(self.backward(x, y_true, y_pred), learning_rate)
+            losses.append(total)
+        return losses
+
+    def loss(self, y_true: ArrayLike, y_pred: np.ndarray) -> float:
+        """The cross-entropy of the logits y_pred, in nats, summed over the scored steps.
+
+        y_true is the class, 0 or 1 where C is 1, else 0..C-1; with the readout "every" a class a step, (T,).
+        Raises ValueError for another shape or another class.
+        """
+        y_true, y_pred = self._labels(y_true, y_pred), np.asarray(y_pred)
+        if self.output_size == 1:
+            y = y_pred[..., 0]
+            return float(np.sum(np.logaddexp(0, y) - y_true * y))  # -log sigmoid(y), or -log(1 - sigmoid(y))
+        shifted = y_pred - y_pred.max(axis=-1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return float(-np.sum(np.take_along_axis(log_p, y_true[..., None], axis=-1)))
+
+    def predict(self, x: ArrayLike) -> int | np.ndarray:
+        """The most probable class of x; with the readout "every", of each of its steps, (T,)."""
+        y = self.forward(x)
+        classes = (y[..., 0] > 0).astype(int) if self.output_size == 1 else y.argmax(axis=-1)
+        return classes if self.readout == "every" else int(classes)
+
+    def evaluate(self, x_test: Sequence[ArrayLike], y_test: Sequence[ArrayLike]) -> tuple[float, float]:
+        """The mean loss and the accuracy over all scored outputs. Raises ValueError where there are none."""
+        loss, correct, scored = 0.0, 0, 0
+        for x, y_true in zip(x_test, y_test, strict=True):
+            loss += self.loss(y_true, self.forward(x))
+            hits = self.predict(x) == np.asarray(y_true)
+            correct += np.sum(hits)
+            scored += np.size(hits)
+        if scored == 0:
+            raise ValueError("x_test is empty; evaluate needs at least one scored output")
+        return loss / scored, float(correct / scored)
+
+    def _probabilities(self, y: np.ndarray) -> np.ndarray:
+        if self.output_size == 1:
+            return np.exp(-np.logaddexp(0, -y))  # sigmoid, without overflow
+        exp = np.exp(y - y.max(axis=-1, keepdims=True))
+        return exp / exp.sum(axis=-1, keepdims=True)
+
+    def _targets(self, y_true: ArrayLike, y_pred: np.ndarray) -> np.ndarray:
+        labels = self._labels(y_true, y_pred)
+        return labels[..., None] if self.output_size == 1 else np.eye(self.output_size)[labels]
+
+    def _labels(self, y_true: ArrayLike, y_pred: np.ndarray) -> np.ndarray:
+        labels, classes = np.asarray(y_true), max(self.output_size, 2)
+        if labels.shape != np.shape(y_pred)[:-1]:
+            raise ValueError(f"y_true has shape {labels.shape}; these logits need {np.shape(y_pred)[:-1]}")
+        if not np.isin(labels, range(classes)).all():
+            raise ValueError(f"y_true is {y_true}; each label must be a whole number in 0..{classes - 1}")
+        return labels.astype(int)
+
+    def _sequence(self, x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim == 1 and (x.dtype.kind in "iu" or x.size == 0):
+            if x.size and not (0 <= x.min() and x.max() < self.input_size):
+                allowed = f"0..{self.input_size - 1}"
+                raise ValueError(f"x has ids in {x.min()}..{x.max()}; they must be in {allowed}")
+            return x.astype(int)
+        if x.ndim == 2 and x.shape[1] == self.input_size and x.dtype.kind in "fiu":
+            return x.astype(float)
+        raise (TypeError if x.dtype.kind not in "fiu" else ValueError)(
+            f"x is {x.dtype} of shape {x.shape}; it must be (T, {self.input_size}) floats or (T,) integer ids"
+        )
+
+
+def orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """A (rows, columns) matrix with orthonormal rows, or columns where they are fewer, uniformly drawn."""
+    q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+    q *= np.sign(np.diag(r))  # without this, QR's sign convention would bias the draw
+    return q if rows >= columns else np.ascontiguousarray(q.T)
+
+
+def small_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """A (rows, columns) matrix of normal * 0.01."""
+    return rng.standard_normal((rows, columns)) * 0.01

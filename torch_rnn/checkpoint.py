@@ -41,6 +41,15 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
             os.close(folder)
 
 
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
     """Writes named tensors and JSON data as one signed safetensors file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

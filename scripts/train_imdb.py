@@ -1,0 +1,9 @@
+"""Train an RNN on IMDB, or with --config on something else; --help lists every setting."""
+
+import sys
+from pathlib import Path
+
+from torch_rnn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).parents[1] / "configs" / "imdb.yaml"))

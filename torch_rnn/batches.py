@@ -1,0 +1,138 @@
+"""sequences -> batches of similar length: (x, lengths, labels).
+
+The order of the batches and the randomness inside each are a function of (seed, epoch, step) alone: there is
+no generator whose state could be lost.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler
+
+POOL = 50
+"""Batches are cut from pools of this many, each sorted by length: little padding, still a random order."""
+
+
+class Batch(NamedTuple):
+    x: Tensor
+    """(B, T) ids or (B, T, D) floats, padded with zeros."""
+    lengths: Tensor
+    """(B,)"""
+    labels: Tensor
+    """(B,), or (B, T) where each step has one."""
+
+
+class Ragged(Sequence):
+    """Sequences of ids that lie one after the other in one (memory-mapped) array.
+
+    flat (N,) ids; offsets (n + 1,): sequence i is flat[offsets[i] : offsets[i + 1]]; index: which of them, in
+    which order. Of each the last maxlen ids are taken, and ids from max_features on are 0, `<unk>`.
+    """
+
+    def __init__(
+        self, flat: np.ndarray, offsets: np.ndarray, index: np.ndarray, maxlen: int, max_features: int
+    ):
+        self.flat, self.ends = flat, offsets[1:][index]
+        self.starts = np.maximum(offsets[:-1][index], self.ends - maxlen)
+        self.max_features = max_features
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        ids = np.asarray(self.flat[self.starts[i] : self.ends[i]])
+        return np.where(ids < self.max_features, ids, 0)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.ends - self.starts
+
+
+class Draw(NamedTuple):
+    """What a batch is made of: the seed of its randomness, and which sequences."""
+
+    seed: tuple[int, ...]
+    rows: np.ndarray
+
+
+class SimilarLength(Sampler[Draw]):
+    """Draws batches of similar length: shuffled anew in each epoch, or all sorted by length.
+
+    lengths (n,) of the sequences. `set_epoch` is called by Lightning at the start of each epoch.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, shuffle: bool):
+        self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for step, rows in enumerate(self._rows()):
+            yield Draw((self.seed, self.epoch, step), rows)
+
+    def _rows(self) -> list[np.ndarray]:
+        n = len(self.lengths)
+        if not self.shuffle:
+            return self._cut(np.argsort(self.lengths, kind="stable"))
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order, pool = rng.permutation(n), POOL * self.batch_size
+        pools = [order[start : start + pool] for start in range(0, n, pool)]
+        batches = [
+            batch
+            for rows in pools
+            for batch in self._cut(rows[np.argsort(self.lengths[rows], kind="stable")])
+        ]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+
+class Sequences(Dataset):
+    """Makes the batch of a Draw.
+
+    sequences   of (T,) ids or (T, D) floats.
+    labels      one a sequence, or for each a (T,) array of one a step.
+    word_dropout  the probability with which each step of a sequence is left out, so that what remains is
+                shorter (Iyyer et al., 2015, section 3); a sequence that would lose all keeps all.
+    """
+
+    def __init__(
+        self, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int], word_dropout: float = 0.0
+    ):
+        self.sequences, self.labels, self.word_dropout = sequences, labels, word_dropout
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        sequences = [self.sequences[i] for i in draw.rows]
+        if self.word_dropout:
+            rng = np.random.default_rng(draw.seed)
+            sequences = [self._thinned(sequence, rng) for sequence in sequences]
+        return collate(sequences, [self.labels[i] for i in draw.rows])
+
+    def _thinned(self, sequence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        kept = rng.random(len(sequence)) >= self.word_dropout
+        return sequence[kept] if kept.any() else sequence
+
+
+def collate(sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> Batch:
+    """Pads sequences, and labels where each step has one, to the longest of them."""
+    rows = [torch.from_numpy(np.ascontiguousarray(sequence)) for sequence in sequences]
+    x = pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    if np.ndim(labels[0]):
+        y = pad_sequence([torch.as_tensor(label) for label in labels], batch_first=True)
+    else:
+        y = torch.as_tensor(np.asarray(labels))
+    return Batch(x if x.is_floating_point() else x.long(), lengths, y.long())

@@ -1,0 +1,69 @@
+"""A folder of files that take long to make: made once, under a lock, whole or not at all, and verified."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from torch_rnn.checkpoint import file_sha256
+from torch_rnn.errors import RunError
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder with what `make(folder)` writes, made only where it is not there yet or is damaged.
+
+    Its name ends in a digest of `made_from`, so that other ingredients have another folder. Its manifest has
+    the ingredients and the SHA-256 of every file. Of two starts at once, one makes it and the other waits.
+    Raises RunError where the parent folder cannot be written to.
+    """
+    recipe = json.dumps(made_from, sort_keys=True)
+    folder = parent / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    if _is_whole(folder):
+        return folder
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not _is_whole(folder):
+                _make(folder, made_from, make)
+    except PermissionError as error:
+        raise RunError(
+            f"{parent} cannot be written to ({error}); name another folder with --data.cache"
+        ) from error
+    return folder
+
+
+def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path], None]) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    for leftover in (part, folder):  # of a start that was killed, or damaged
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir()
+    try:
+        make(part)
+        digests = {file.name: file_sha256(file) for file in sorted(part.iterdir())}
+        manifest = {"made_from": made_from, "sha256": digests}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        damaged = [name for name, digest in digests.items() if file_sha256(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        damaged = [MANIFEST]
+    if damaged:
+        log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
+    return not damaged

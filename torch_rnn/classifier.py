@@ -1,0 +1,121 @@
+"""Classifier: the RNN in training. logits -> loss -> metrics; the optimiser; what is logged."""
+
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from torch_rnn.batches import Batch
+from torch_rnn.loss import cross_entropy, most_probable
+from torch_rnn.recurrence.inputs import real_steps
+from torch_rnn.rnn import RNN
+
+WARMUP = 0.05
+"""The part of all steps in which the cosine schedule's learning rate grows from zero."""
+
+
+class Classifier(LightningModule):
+    """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
+
+    input_size, hidden_size, output_size, readout, init, backend   the RNN's own.
+    optimizer      "adam" (Kingma and Ba, 2015) or "sgd", plain descent as in the article.
+    learning_rate  of every step, or with the "cosine" schedule its highest.
+    schedule       "constant", or "cosine": 5 % of the steps up to it, then half a cosine down to zero
+                   (Loshchilov and Hutter, 2017, without restarts).
+
+    Logged a split: loss in nats and accuracy, both over all scored outputs. While training, every
+    `log_every_n_steps`: the batch's loss and the gradient's norm, as it is before clipping.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int = 1,
+        readout: Literal["last", "mean", "max", "every"] = "last",
+        init: Literal["orthogonal", "seed"] = "orthogonal",
+        backend: str = "auto",
+        optimizer: Literal["adam", "sgd"] = "adam",
+        learning_rate: float = 0.001,
+        schedule: Literal["constant", "cosine"] = "constant",
+    ):
+        super().__init__()
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        self.rnn = RNN(input_size, hidden_size, output_size, readout=readout, init=init, backend=backend)
+        self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
+        self._sums: dict[str, list[Tensor | int]] = {}
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.rnn(x, lengths)
+
+    def training_step(self, batch: Batch, step: int) -> Tensor:
+        loss = self._score("train", batch)
+        if self._logs_this_step():
+            self.log("train/batch_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, step: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: Batch, step: int) -> None:
+        self._score("test", batch)
+
+    def on_train_epoch_end(self) -> None:
+        self._log_means("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("validation", prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._logs_this_step():
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def configure_optimizers(self):
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+        else:
+            optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _score(self, split: str, batch: Batch) -> Tensor:
+        """The mean loss over the batch's scored outputs, all of which are added to the split's sums."""
+        x, lengths, labels = batch
+        logits = self.rnn(x, lengths)
+        losses, hits = cross_entropy(logits, labels), most_probable(logits) == labels
+        if self.rnn.readout == "every":
+            real = real_steps(lengths, x.shape[1])
+            losses, hits, scored = losses.masked_fill(~real, 0), hits & real, lengths.sum()
+        else:
+            scored = labels.numel()
+        loss = losses.sum()
+        sums = self._sums.setdefault(split, [0, 0, 0])
+        for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):
+            sums[i] = sums[i] + value
+        return loss / scored
+
+    def _log_means(self, split: str, prog_bar: bool = False) -> None:
+        loss, hits, scored = self._sums.pop(split)
+        self.log(f"{split}/loss", (loss / scored).float(), prog_bar=prog_bar)
+        self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)
+
+    def _logs_this_step(self) -> bool:
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+
+def cosine(step: int, steps: int) -> float:
+    """The learning rate's factor at a step: linear from 0 to 1, then half a cosine from 1 to 0."""
+    warmup = WARMUP * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (steps - warmup))))

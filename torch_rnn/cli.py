@@ -1,0 +1,124 @@
+"""script -> configuration -> Trainer -> report. Configuration enters here; below are plain arguments."""
+
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+
+from torch_rnn.classifier import Classifier
+from torch_rnn.datamodule import SequenceData
+from torch_rnn.errors import RunError
+from torch_rnn.report import Clock, draw_curves, print_results, results, write_results
+
+log = logging.getLogger(__name__)
+RESULTS, CURVES, METRICS, MODEL = "results.json", "curves.png", "metrics.csv", "model.safetensors"
+
+
+class CLI(LightningCLI):
+    """A Classifier, a SequenceData and a Trainer, as one YAML file and the command line describe them."""
+
+    def __init__(self, arguments: Sequence[str]):
+        super().__init__(
+            Classifier,
+            SequenceData,
+            subclass_mode_data=True,
+            run=False,
+            auto_configure_optimizers=False,
+            args=list(arguments),
+            parser_kwargs={"allow_abbrev": False},
+            save_config_kwargs={"overwrite": True},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(Path("runs", Path(str(self.config.config[0])).stem))
+        if not trainer.fast_dev_run:
+            claim(Path(trainer.default_root_dir))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        logger = CSVLogger(self.config.trainer.default_root_dir, name="", version="")
+        trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        self.clock = Clock()
+        trainer.callbacks.append(self.clock)
+        return trainer
+
+
+def claim(folder: Path) -> None:
+    """Makes the folder ready for a run. Raises RunError where it holds a finished one."""
+    if (folder / RESULTS).exists():
+        raise RunError(
+            f"{folder} holds a finished run; delete it, or name another with --trainer.default_root_dir"
+        )
+    if (folder / "checkpoints").exists():
+        log.warning("%s holds a run that did not finish; it is started anew", folder)
+        shutil.rmtree(folder / "checkpoints")
+        (folder / METRICS).unlink(missing_ok=True)
+
+
+def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
+    """Trains, lets validation choose a checkpoint, tests that once, reports; returns the exit status.
+
+    Without --config it takes default_config. Exit status 2, and one sentence, for what cannot be run.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in arguments):
+        arguments = ["--config", str(default_config), *arguments]
+    _speak_plainly()
+    try:
+        run(CLI(arguments))
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(cli: CLI) -> None:
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=data)
+    epochs, chosen = trainer.current_epoch, None if trainer.fast_dev_run else "best"
+    (validation,) = trainer.validate(model, datamodule=data, ckpt_path=chosen, verbose=False)
+    (test,) = trainer.test(model, datamodule=data, ckpt_path=chosen, verbose=False)
+    if trainer.fast_dev_run:
+        return
+    seconds = time.perf_counter() - started
+    scores = {"test": test, "validation": validation}
+    found = results(trainer, model, data, cli.clock, scores, epochs, seconds)
+    folder = Path(trainer.default_root_dir)
+    draw_curves(folder / METRICS, folder / CURVES)
+    save_model(folder / MODEL, model, data)
+    write_results(folder / RESULTS, found)
+    console = Console()
+    print_results(found, console)
+    print(folder / RESULTS)
+
+
+def save_model(path: Path, model: Classifier, data: SequenceData) -> None:
+    """Weights and settings, and where the data are text all that is needed to read another text."""
+    about = {"dataset": data.name, "classes": data.classes}
+    if data.vocabulary is not None:
+        about["text"] = {"maxlen": data.maxlen, "vocabulary": data.vocabulary.words}
+    model.rnn.save(path, **about)
+
+
+def _speak_plainly() -> None:
+    """One plain line a message, without advertisements and without advice that does not apply here."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is ready in 0.3 ms

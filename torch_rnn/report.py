@@ -1,0 +1,164 @@
+"""metrics -> results.json, curves.png and a table: what a run leaves behind beside its weights."""
+
+import csv
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from torch_rnn.batches import Batch
+from torch_rnn.checkpoint import write_atomically
+from torch_rnn.classifier import Classifier
+from torch_rnn.datamodule import SequenceData
+
+PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
+NOT_IMDB = "The reviews of the quickstart are made by a small grammar: this is not a result on IMDB."
+
+
+class Clock(Callback):
+    """Counts the steps and tokens of the training, and the seconds that they took without validation."""
+
+    def __init__(self) -> None:
+        self.steps, self.tokens, self.seconds = 0, torch.zeros((), dtype=torch.long), 0.0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        self.tokens = self.tokens.to(batch.lengths.device) + batch.lengths.sum()
+
+    def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._stop()
+
+    def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+
+
+def results(
+    trainer: Trainer,
+    model: Classifier,
+    data: SequenceData,
+    clock: Clock,
+    scores: Mapping[str, Mapping[str, float]],
+    epochs: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What results.json holds. scores: for "validation" and "test" the metrics that the Trainer returned."""
+    device = trainer.strategy.root_device
+    return {
+        "dataset": data.name,
+        **{split: _scores(split, metrics, data) for split, metrics in scores.items()},
+        "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
+        "epochs": epochs,
+        "seed": data.seed,
+        "seconds": round(seconds, 2),
+        "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
+        "tokens_per_second": round(float(clock.tokens) / clock.seconds) if clock.seconds else 0,
+        "peak_memory": _peak_memory(device),
+        "device": _name(device),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def write_results(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes results.json, atomically: where it stands, the run is finished."""
+    text = json.dumps(found, indent=2) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def print_results(found: Mapping[str, Any], console: Console) -> None:
+    """The figures that a reader looks for first, as a table."""
+    table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
+    for column in ("split", "accuracy", "loss", "n"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("validation", "test"):
+        scores = found[split]
+        table.add_row(split, f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}", f"{scores['n']:,}")
+    console.print(table)
+    console.print(
+        f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
+        f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"
+    )
+    if found["dataset"] == "quickstart":
+        console.print(NOT_IMDB)
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Loss, accuracy and gradient norm by step, from metrics.csv to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    panels = {
+        "loss (nats)": {"train/batch_loss": "batch", "train/loss": "train", "validation/loss": "validation"},
+        "accuracy": {"train/accuracy": "train", "validation/accuracy": "validation"},
+        "gradient norm, before clipping": {"train/gradient_norm": "batch"},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, label in curves.items():
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            fine = {"linewidth": 0.7, "alpha": 0.6, "color": "0.6"} if label == "batch" else {"marker": "."}
+            axis.plot(*zip(*points, strict=True), label=label, **fine) if points else None
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[2].set_yscale("log")
+    write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=130))
+    plt.close(figure)
+
+
+def _scores(split: str, metrics: Mapping[str, float | Tensor], data: SequenceData) -> dict[str, Any]:
+    labels = data.splits[split][1]
+    scored = sum(getattr(label, "size", 1) for label in labels)
+    return {
+        "accuracy": float(metrics[f"{split}/accuracy"]),
+        "loss": float(metrics[f"{split}/loss"]),
+        "n": scored,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """In bytes: of the GPU, or else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} CPU threads"

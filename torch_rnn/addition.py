@@ -1,8 +1,12 @@
 """Addition: two bits a step, least significant first, the sum bit out at every step, the carry in h."""
 
+from collections import Counter
+
 import numpy as np
+import torch
 
 from torch_rnn.datamodule import SequenceData
+from torch_rnn.rnn import RNN
 
 
 def pairs(rng: np.random.Generator, n: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +56,17 @@ class Addition(SequenceData):
             shares = {b: size // self.bits + (b <= size % self.bits) for b in range(1, self.bits + 1)}
             self._hold(split, rng, shares)
         self._hold("test", np.random.default_rng((self.seed, len(self.sizes))), self.test)
+
+    @torch.no_grad()
+    def remarks(self, rnn: RNN) -> list[str]:
+        """Of how many test pairs every bit of the sum is right."""
+        exact, number = Counter(), Counter()
+        for x, lengths, labels in self.test_dataloader():
+            right = rnn.predict(x, lengths).cpu() == labels
+            for length, row in zip(lengths.tolist(), right, strict=True):
+                number[length - 1] += 1
+                exact[length - 1] += int(row[:length].all())
+        return [f"{bits} bits: {exact[bits]:,} of {number[bits]:,} sums are exact" for bits in sorted(number)]
 
     def _hold(self, split: str, rng: np.random.Generator, shares: dict[int, int]) -> None:
         drawn = [pairs(rng, n, bits) for bits, n in shares.items()]

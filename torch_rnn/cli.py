@@ -91,6 +91,7 @@ def run(cli: CLI) -> None:
     started = time.perf_counter()
     trainer.fit(model, datamodule=data)
     epochs, chosen = trainer.current_epoch, None if trainer.fast_dev_run else "best"
+    trainer.loggers = []  # metrics.csv is the training's; these scores stand in results.json
     (validation,) = trainer.validate(model, datamodule=data, ckpt_path=chosen, verbose=False)
     (test,) = trainer.test(model, datamodule=data, ckpt_path=chosen, verbose=False)
     if trainer.fast_dev_run:
@@ -102,8 +103,7 @@ def run(cli: CLI) -> None:
     draw_curves(folder / METRICS, folder / CURVES)
     save_model(folder / MODEL, model, data)
     write_results(folder / RESULTS, found)
-    console = Console()
-    print_results(found, console)
+    print_results(found, data.remarks(model.rnn), Console())
     print(folder / RESULTS)
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from torch_rnn.batches import Ragged, Sequences, SimilarLength
+from torch_rnn.rnn import RNN
 from torch_rnn.text import Vocabulary
 
 
@@ -38,6 +39,10 @@ class SequenceData(LightningDataModule):
     def hold(self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> None:
         """Keeps the sequences and labels of a split."""
         self.splits[split] = (sequences, labels)
+
+    def remarks(self, rnn: RNN) -> list[str]:
+        """What a reader of the report should know beside loss and accuracy, of the trained and tested rnn."""
+        return []
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train")

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 
 from torch_rnn.datamodule import SequenceData
+from torch_rnn.rnn import RNN
 from torch_rnn.text import Vocabulary, tokenize
 
 CONTRASTS = 0.6
@@ -139,6 +140,9 @@ class Grammar(SequenceData):
         self.sizes = {"train": train, "validation": validation, "test": test}
         self.input_size = self.max_features = max_features
         self.maxlen = maxlen
+
+    def remarks(self, rnn: RNN) -> list[str]:
+        return ["The reviews of the quickstart are made by a small grammar: this is not a result on IMDB."]
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

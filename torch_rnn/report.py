@@ -23,7 +23,6 @@ from torch_rnn.classifier import Classifier
 from torch_rnn.datamodule import SequenceData
 
 PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
-NOT_IMDB = "The reviews of the quickstart are made by a small grammar: this is not a result on IMDB."
 
 
 class Clock(Callback):
@@ -92,8 +91,8 @@ def write_results(path: Path, found: Mapping[str, Any]) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def print_results(found: Mapping[str, Any], console: Console) -> None:
-    """The figures that a reader looks for first, as a table."""
+def print_results(found: Mapping[str, Any], remarks: list[str], console: Console) -> None:
+    """The figures that a reader looks for first, as a table, and the data's own remarks."""
     table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
     for column in ("split", "accuracy", "loss", "n"):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -105,8 +104,8 @@ def print_results(found: Mapping[str, Any], console: Console) -> None:
         f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
         f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"
     )
-    if found["dataset"] == "quickstart":
-        console.print(NOT_IMDB)
+    for remark in remarks:
+        console.print(remark)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:

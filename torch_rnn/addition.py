@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from torch_rnn.datamodule import SequenceData
+from torch_rnn.datamodule import SequenceData, at_least_1
 from torch_rnn.rnn import RNN
 
 
@@ -45,6 +45,7 @@ class Addition(SequenceData):
         seed: int = 0,
     ):
         super().__init__(batch_size, seed)
+        at_least_1(bits=bits, train=train, validation=validation)
         self.bits, self.sizes = bits, {"train": train, "validation": validation}
         self.test = {64: 1000, 1000: 100} if test is None else test
 

@@ -34,7 +34,7 @@ def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[P
         with FileLock(f"{folder}.lock"):
             if not _is_whole(folder):
                 _make(folder, made_from, make)
-    except PermissionError as error:
+    except OSError as error:
         raise RunError(
             f"{parent} cannot be written to ({error}); name another folder with --data.cache"
         ) from error
@@ -61,9 +61,14 @@ def _is_whole(folder: Path) -> bool:
         return False
     try:
         digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        damaged = [name for name, digest in digests.items() if file_sha256(folder / name) != digest]
+        names = digests.keys() | {path.name for path in folder.iterdir()} - {MANIFEST}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        damaged = [MANIFEST]
+        names, digests = {MANIFEST}, {}
+    damaged = sorted(name for name in names if not _has(folder / name, digests.get(name)))
     if damaged:
         log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
     return not damaged
+
+
+def _has(path: Path, digest: str | None) -> bool:
+    return path.is_file() and file_sha256(path) == digest

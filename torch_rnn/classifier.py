@@ -44,6 +44,10 @@ class Classifier(LightningModule):
         super().__init__()
         if learning_rate <= 0:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer is {optimizer!r}; it must be adam or sgd")
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule is {schedule!r}; it must be constant or cosine")
         self.rnn = RNN(input_size, hidden_size, output_size, readout=readout, init=init, backend=backend)
         self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
@@ -102,7 +106,7 @@ class Classifier(LightningModule):
         sums = self._sums.setdefault(split, [0, 0, 0])
         for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):
             sums[i] = sums[i] + value
-        return loss / scored
+        return loss / max(scored, 1) if isinstance(scored, int) else loss / scored.clamp(min=1)
 
     def _log_means(self, split: str, prog_bar: bool = False) -> None:
         loss, hits, scored = self._sums.pop(split)

@@ -79,8 +79,12 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
         arguments = ["--config", str(default_config), *arguments]
     _speak_plainly()
     try:
-        run(CLI(arguments))
-    except RunError as error:
+        try:
+            cli = CLI(arguments)
+        except ValueError as error:  # a setting that a constructor refuses
+            raise RunError(str(error)) from error
+        run(cli)
+    except (RunError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -121,4 +125,7 @@ def _speak_plainly() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is ready in 0.3 ms
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is ready in 1 ms
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # --config may be put before
+    warnings.filterwarnings("ignore", message="Experiment logs directory")  # `claim` has made it ready
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own, under torch 2.13

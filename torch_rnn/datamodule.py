@@ -11,6 +11,13 @@ from torch_rnn.rnn import RNN
 from torch_rnn.text import Vocabulary
 
 
+def at_least_1(**settings: int) -> None:
+    """Raises ValueError naming the first setting that is below 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
 class SequenceData(LightningDataModule):
     """Train, validation and test sequences with their labels, in batches of similar length.
 
@@ -29,8 +36,7 @@ class SequenceData(LightningDataModule):
 
     def __init__(self, batch_size: int, seed: int, word_dropout: float = 0.0):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        at_least_1(batch_size=batch_size)
         if not 0 <= word_dropout < 1:
             raise ValueError(f"word_dropout is {word_dropout}; it must be at least 0 and below 1")
         self.batch_size, self.seed, self.word_dropout = batch_size, seed, word_dropout

@@ -15,7 +15,7 @@ from collections import Counter
 
 import numpy as np
 
-from torch_rnn.datamodule import SequenceData
+from torch_rnn.datamodule import SequenceData, at_least_1
 from torch_rnn.rnn import RNN
 from torch_rnn.text import Vocabulary, tokenize
 
@@ -137,6 +137,7 @@ class Grammar(SequenceData):
         word_dropout: float = 0.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
+        at_least_1(train=train, validation=validation, test=test, max_features=max_features, maxlen=maxlen)
         self.sizes = {"train": train, "validation": validation, "test": test}
         self.input_size = self.max_features = max_features
         self.maxlen = maxlen

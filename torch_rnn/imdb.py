@@ -13,7 +13,7 @@ from rich.progress import track
 from torch_rnn import reviews
 from torch_rnn.batches import Ragged
 from torch_rnn.cache import cached
-from torch_rnn.datamodule import SequenceData
+from torch_rnn.datamodule import SequenceData, at_least_1
 from torch_rnn.reviews import Review
 from torch_rnn.text import TOKENIZER, TORCHTEXT, Vocabulary, tokenize
 
@@ -49,6 +49,7 @@ class IMDB(SequenceData):
         word_dropout: float = 0.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
+        at_least_1(max_features=max_features, maxlen=maxlen)
         if not 0 < validation < 1:
             raise ValueError(f"validation is {validation}; it must be between 0 and 1")
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")

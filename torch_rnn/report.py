@@ -127,7 +127,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         for name, label in curves.items():
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
             fine = {"linewidth": 0.7, "alpha": 0.6, "color": "0.6"} if label == "batch" else {"marker": "."}
-            axis.plot(*zip(*points, strict=True), label=label, **fine) if points else None
+            axis.plot([step for step, _ in points], [value for _, value in points], label=label, **fine)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend()

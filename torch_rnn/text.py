@@ -1,7 +1,8 @@
 """text -> tokens -> ids: torchtext's "basic_english" tokenizer and its Vocab, nothing else of torchtext."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib import metadata
 
 import numpy as np
@@ -11,24 +12,27 @@ TORCHTEXT = "0.6.0"
 UNKNOWN = "<unk>"
 
 
-def _require_torchtext() -> None:
+def tokenize(text: str) -> list[str]:
+    """The tokens of a text. Example: "It's <br /> GOOD." gives ["it", "'", "s", "good", "."]."""
+    return _torchtext()[0](text)
+
+
+@cache
+def _torchtext() -> tuple[Callable[[str], list[str]], type]:
+    """Its tokenizer and its Vocab. Raises ImportError, which names the fix, for any other version."""
     try:
         installed = metadata.version("torchtext")
     except metadata.PackageNotFoundError:
         installed = "not installed"
-    if installed != TORCHTEXT:
+    if installed != TORCHTEXT:  # seen before the import: that of 0.7 to 0.18 ends in a linker error
         raise ImportError(
             f"torchtext is {installed}; torch_rnn needs {TORCHTEXT}, the last one in pure Python "
             f"(0.7 to 0.18 load under torch 2.3 or older only): pip install torchtext=={TORCHTEXT}"
         )
+    from torchtext.data import get_tokenizer
+    from torchtext.vocab import Vocab
 
-
-_require_torchtext()
-from torchtext.data import get_tokenizer  # noqa: E402  (only after the check: 0.18 would end in a linker error)
-from torchtext.vocab import Vocab  # noqa: E402
-
-tokenize = get_tokenizer(TOKENIZER)
-"""tokenize("It's <br /> GOOD.") -> ["it", "'", "s", "good", "."]"""
+    return get_tokenizer(TOKENIZER), Vocab
 
 
 class Vocabulary:
@@ -46,9 +50,10 @@ class Vocabulary:
     @classmethod
     def build(cls, counts: Counter, max_features: int | None = None) -> "Vocabulary":
         """From the number of times each word occurs; max_features counts all ids, that of `<unk>` too."""
+        _, vocab = _torchtext()
         # torchtext's max_size does not count the specials.
         max_size = None if max_features is None else max_features - 1
-        return cls(Vocab(counts, max_size=max_size, specials=[UNKNOWN]).itos)
+        return cls(vocab(counts, max_size=max_size, specials=[UNKNOWN]).itos)
 
     def __len__(self) -> int:
         return len(self.words)

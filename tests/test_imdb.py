@@ -1,0 +1,153 @@
+"""IMDB from a folder and from archives made here in its published layout; and the real one, where it is."""
+
+import io
+import os
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from made_reviews import FILES, write_archive, write_folder
+
+from torch_rnn import reviews
+from torch_rnn.errors import RunError
+from torch_rnn.imdb import IMDB, hold_out_films
+
+
+def prepared(tmp_path, root="root", **settings):
+    data = IMDB(root=str(tmp_path / root), cache=str(tmp_path / "cache"), **{"max_features": 50, **settings})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def everything(data):
+    return {
+        split: [(sequences[i].tolist(), int(label)) for i, label in enumerate(labels)]
+        for split, (sequences, labels) in data.splits.items()
+    }
+
+
+@pytest.mark.parametrize("archive", ["aclImdb.tar.xz", "aclImdb_v1.tar.gz", "aclImdb.tar.bz2"])
+def test_archive_and_folder_are_the_same(tmp_path, archive):
+    write_folder(tmp_path / "folder")
+    write_archive(tmp_path / "root" / archive, shuffle=True)
+    assert everything(prepared(tmp_path)) == everything(prepared(tmp_path, "folder"))
+
+
+def test_reviews_are_in_the_order_of_their_names_with_their_films(tmp_path):
+    write_archive(tmp_path / "root" / "aclImdb.tar.gz", shuffle=True)
+    found = reviews.read(reviews.find(tmp_path / "root"))
+    assert [review.name for review in found] == sorted(name for name in FILES if name.count("/") == 2)
+    assert {review.label for review in found if "/pos/" in review.name} == {1}
+    assert all(review.film == f"film{int(review.name.split('/')[2].split('_')[0]) // 3}" for review in found)
+
+
+def test_settings_cut_the_vocabulary_and_the_reviews(tmp_path):
+    write_folder(tmp_path / "root")
+    whole, cut = prepared(tmp_path), prepared(tmp_path, max_features=5, maxlen=4)
+    assert len(cut.vocabulary) == cut.input_size == 5
+    for (ids, _), (few, _) in zip(everything(whole)["train"], everything(cut)["train"], strict=True):
+        assert few == [i if i < 5 else 0 for i in ids[-4:]]
+
+
+def test_validation_holds_out_whole_films_whatever_the_order():
+    films = np.array([f"film{i % 40}" for i in range(400)])
+    learnt, held_out = hold_out_films(films, 0.1)
+    assert sorted([*learnt, *held_out]) == list(range(400))
+    assert not set(films[learnt]) & set(films[held_out])
+    assert len(held_out) == 40
+    shuffled = np.random.default_rng(0).permutation(films)
+    assert set(shuffled[hold_out_films(shuffled, 0.1)[1]]) == set(films[held_out])
+
+
+def test_an_incomplete_data_set_is_said_aloud(tmp_path, caplog):
+    write_folder(tmp_path / "root")
+    with caplog.at_level("INFO"):
+        prepared(tmp_path)
+    assert "24 training and 12 test reviews, 25,000 and 25,000 are published" in caplog.text
+
+
+def test_an_empty_review_is_a_row_without_steps(tmp_path):
+    write_folder(tmp_path / "root", {**FILES, "train/pos/0_9.txt": b'""'})
+    data = prepared(tmp_path)
+    lengths = np.concatenate([data.splits[split][0].lengths for split in ("train", "validation")])
+    assert 0 in lengths
+    assert sum(len(batch.labels) for batch in data.train_dataloader()) == len(data.splits["train"][1])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train/pos/0_9.txt": b"\xff\xfe"}, r"0_9\.txt is not UTF-8"),
+        ({"train/urls_pos.txt": b"film0\n"}, r"train/urls_pos\.txt does not name the film of train/pos/"),
+        ({name: None for name in FILES if name.startswith("test/")}, "holds no reviews under test/"),
+    ],
+)
+def test_broken_data_is_one_error_that_names_the_file(tmp_path, files, message):
+    write_folder(tmp_path / "root", {**FILES, **files})
+    with pytest.raises(RunError, match=message):
+        prepared(tmp_path)
+
+
+@pytest.mark.parametrize("contents", [b"<html>404</html>", b"", "truncated"])
+def test_a_damaged_archive_is_one_error_that_names_it(tmp_path, contents):
+    archive = tmp_path / "root" / "aclImdb_v1.tar.gz"
+    write_archive(archive)
+    good = archive.read_bytes()
+    archive.write_bytes(good[: len(good) // 2] if contents == "truncated" else contents)
+    with pytest.raises(RunError, match=r"aclImdb_v1\.tar\.gz is damaged or not an archive"):
+        prepared(tmp_path)
+
+
+def test_a_hostile_archive_writes_nothing_and_is_refused(tmp_path):
+    archive = tmp_path / "root" / "aclImdb.tar.gz"
+    write_archive(archive)
+    outside = tarfile.TarInfo("../../evil.txt")
+    link = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(outside, io.BytesIO())
+        tar.addfile(link)
+    with pytest.raises(RunError, match=r"99_9\.txt is not a plain file"):
+        prepared(tmp_path)
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+def test_no_data_and_no_network_names_the_ways_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(reviews, "URL", "http://127.0.0.1:9/aclImdb_v1.tar.gz")
+    with pytest.raises(RunError, match=r"--data\.root, or train without: --config configs/quickstart\.yaml"):
+        prepared(tmp_path)
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_refuses_bad_settings():
+    for settings, message in (
+        ({"validation": 1.0}, "validation is 1.0; it must be between 0 and 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"word_dropout": 1.0}, "word_dropout is 1.0"),
+        ({"maxlen": 0}, "maxlen is 0"),
+        ({"max_features": 0}, "max_features is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            IMDB(**settings)
+
+
+@pytest.mark.imdb
+def test_the_real_reviews(tmp_path):
+    settings = {"root": os.environ["TORCH_RNN_DATA"], "cache": str(tmp_path), "max_features": 10000}
+    first = IMDB(**settings)
+    first.prepare_data()
+    started = time.perf_counter()
+    data = IMDB(**settings)
+    data.prepare_data()
+    data.setup()
+    seconds = time.perf_counter() - started
+    sizes = {split: len(labels) for split, (_, labels) in data.splits.items()}
+    lengths = np.concatenate([data.splits[split][0].lengths for split in ("train", "validation")])
+    assert sizes["train"] + sizes["validation"] == 25_000
+    assert 2_500 <= sizes["validation"] < 2_600
+    assert len(data.vocabulary) == 10_000
+    assert data.vocabulary.words[:4] == ["<unk>", "the", ".", ","]
+    assert (lengths.min(), int(np.median(lengths)), lengths.max()) == (11, 202, 500)
+    print(f"a second start takes {seconds:.2f} s")

@@ -19,7 +19,8 @@ def test_its_python_runs():
 def test_it_has_the_two_commands():
     commands = [line for line in README.splitlines() if line.startswith("pip install -c constraints.txt ")]
     assert commands == [
-        "pip install -c constraints.txt -e . && python scripts/train_imdb.py --config configs/quickstart.yaml",
+        "pip install -c constraints.txt -e . && "
+        "python scripts/train_imdb.py --config configs/quickstart.yaml",
         'pip install -c constraints.txt -e ".[test]" && pytest',
     ]
 

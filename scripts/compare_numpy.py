@@ -46,11 +46,11 @@ def grammar_batch() -> Batch:
     return as_batch(rows, [int(labels[i]) for i in chosen])
 
 
-def imdb_batch(root: str | None) -> Batch:
+def imdb_batch(root: str | None, cache: str | None) -> Batch:
     """Training reviews of IMDB, their last T tokens, each of its own length."""
     from torch_rnn.imdb import IMDB
 
-    data = IMDB(root=root, max_features=V, maxlen=T)
+    data = IMDB(root=root, cache=cache, max_features=V, maxlen=T)
     data.setup()
     sequences, labels = data.splits["train"]
     chosen = _chosen(labels.tolist())
@@ -68,7 +68,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--steps", type=int, default=10, help="clipped training steps (default: 10)")
     parser.add_argument("--imdb", action="store_true", help="reviews of IMDB, not of the quickstart corpus")
-    parser.add_argument("--root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
+    parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
+    parser.add_argument("--data.cache", help="the folder for its tokens (default: data/cache)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same figures as JSON")
     chosen = parser.parse_args()
     if chosen.steps < 1:
@@ -77,14 +78,17 @@ def arguments() -> argparse.Namespace:
         parser.error(
             "--device is cuda; this machine has no CUDA device, or this torch was built without CUDA"
         )
+    if chosen.json and not chosen.json.parent.is_dir():
+        parser.error(f"--json is {chosen.json}; {chosen.json.parent} is not a folder")
     return chosen
 
 
 def main() -> int:
     chosen = arguments()
     try:
-        batch = imdb_batch(chosen.root) if chosen.imdb else grammar_batch()
-    except RunError as error:
+        where = (getattr(chosen, "data.root"), getattr(chosen, "data.cache"))
+        batch = imdb_batch(*where) if chosen.imdb else grammar_batch()
+    except (RunError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     dtype = getattr(torch, chosen.dtype)

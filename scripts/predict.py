@@ -1,6 +1,7 @@
 """Label texts, given as arguments or a line each on standard input, with a trained model.
 
-Prints the label, its probability and the text, separated by tabs. Reads model.safetensors alone.
+Prints the label, its probability and the text, separated by tabs. Reads model.safetensors alone. Lines that
+are typed are answered one by one, lines from a pipe 64 at a time.
 """
 
 import argparse
@@ -29,7 +30,8 @@ def predictions(model: Path, texts: Iterable[str]) -> Iterator[tuple[str, float,
         raise ValueError(f"{model} was trained on {about.get('dataset', 'other data')}, not on text")
     vocabulary, maxlen = Vocabulary(about["text"]["vocabulary"]), about["text"]["maxlen"]
     texts = iter(texts)
-    while batch := list(islice(texts, BATCH)):
+    size = 1 if sys.stdin.isatty() else BATCH
+    while batch := list(islice(texts, size)):
         x, lengths, _ = collate(
             [vocabulary.encode(tokenize(text)[-maxlen:]) for text in batch], [0] * len(batch)
         )
@@ -55,7 +57,7 @@ def main() -> int:
     try:
         for label, probability, text in predictions(model, chosen.texts or lines):
             print(f"{label}\t{probability:.4f}\t{text}", flush=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

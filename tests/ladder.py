@@ -130,7 +130,10 @@ def rung_2(backend: str, shape: Shape, readout: str, C: int, dtype: torch.dtype,
 def states_and_gradients(
     backend: str, shape: Shape, dtype: torch.dtype, nonlinearity: str, device: str
 ) -> dict[str, Tensor]:
-    """h, and the gradient of <dh, h> for one random dh, which weighs every state, padded ones too."""
+    """h, hT, and their gradients for random dh and dhT, which weigh every state, padded ones too.
+
+    The gradients are taken twice: with both, and of hT alone.
+    """
     x, lengths, h0 = inputs(shape)
     g = torch.Generator().manual_seed(5)
     D, H = shape.D, shape.H
@@ -141,15 +144,22 @@ def states_and_gradients(
         tensors["x"] = x
     tensors = {name: value.to(device, dtype).requires_grad_() for name, value in tensors.items()}
     dh = torch.randn(shape.B, shape.T, H, generator=g).to(device, dtype)
-    h = recurrence(
+    dhT = torch.randn(shape.B, H, generator=g).to(device, dtype)
+    h, hT = recurrence(
         tensors.get("x", x.to(device)),
         *(tensors[name] for name in ("Wxh", "bh", "Whh", "h0")),
         None if lengths is None else lengths.to(device),
         nonlinearity=nonlinearity,
         backend=backend,
+        final=True,
     )
-    got = torch.autograd.grad(h, list(tensors.values()), dh, materialize_grads=True)
-    return {"h": h} | {f"d{name}": gradient for name, gradient in zip(tensors, got, strict=True)}
+    found = {"h": h, "hT": hT}
+    for outputs, upstream, name in (((h, hT), (dh, dhT), "d{}"), ((hT,), (dhT,), "d{} of hT alone")):
+        got = torch.autograd.grad(
+            outputs, list(tensors.values()), upstream, retain_graph=True, materialize_grads=True
+        )
+        found |= {name.format(of): gradient for of, gradient in zip(tensors, got, strict=True)}
+    return found
 
 
 def rung_3(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from made_reviews import write_archive
 
 from torch_rnn import RNN
@@ -145,6 +146,30 @@ def test_without_config_it_takes_the_default_and_names_the_folder_after_it(tmp_p
     assert list((tmp_path / "data" / "cache").glob("imdb-*/manifest.json"))
 
 
+def test_foreign_files_are_left_alone(finished, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_text("not ours: no config.yaml")
+    (tmp_path / "run" / "notes").touch()
+    assert quickstart(tmp_path / "run", "--model.backend", "cudnn") == 2
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_text() == "not ours: no config.yaml"
+    assert (tmp_path / "run" / "notes").exists()
+
+
+def test_two_runs_in_one_folder_are_one_and_a_refusal(tmp_path, capsys):
+    tmp_path.joinpath("run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert quickstart(tmp_path / "run") == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert quickstart(tmp_path / "file" / "run") == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):
+    assert quickstart(tmp_path / "run", "--trainer.limit_test_batches", "1") == 0
+    assert results(tmp_path / "run")["test"]["n"] == 64
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -173,6 +198,10 @@ def test_misspelt_shortened_and_wrong_settings_exit_with_2(tmp_path, arguments, 
         (["--model.backend", "cudnn"], "backend is 'cudnn'"),
         (["--data.batch_size", "0"], "batch_size is 0; it must be at least 1"),
         (["--data.train", "0"], "train is 0; it must be at least 1"),
+        (["--model.readout", "every"], "readout is every; the labels of quickstart need last, mean or max"),
+        (["--model.output_size", "3"], "output_size is 3; 2 classes need 1 or 2"),
+        (["--trainer.max_epochs", "0"], "at least one epoch must be trained and validated"),
+        (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is 0"),
     ],
 )
 def test_settings_out_of_range_exit_with_2_and_a_sentence(tmp_path, arguments, message, capsys):

@@ -86,14 +86,14 @@ def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
 @pytest.mark.parametrize(
     ("right", "wrong", "shape"),
     [
-        ("                dh_next = da @ Whh\n", "                dh_next = da @ Whh.t()\n", FULL),
+        ("            dh_next = da @ Whh\n", "            dh_next = da @ Whh.t()\n", FULL),
         ("WhhT, unmasked = Whh.t()", "WhhT, unmasked = Whh", FULL),
         ("h, hs = h0, torch", "h, hs = torch.zeros_like(h0), torch", FULL),
-        ("dWhh, dh_next, None, None", "dWhh, None, None, None", FULL),
+        ("return dxw.transpose(0, 1), dWhh, dh_next", "return dxw.transpose(0, 1), dWhh, None", FULL),
         ("torch.cat([h0[None], hs])[:-1]", "hs", FULL),
         ("torch.cat([h0[None], hs])[:-1]", "torch.cat([torch.zeros_like(h0[None]), hs])[:-1]", FULL),
         (".derivative(hs)", ".derivative(hs.roll(1, 0))", FULL),
-        ("dh_t = dhs[t] + dh_next", "dh_t = dhs[t]", FULL),
+        ("else dh[:, t] + dh_next", "else dh[:, t]", FULL),
         ("torch.stack(das[::-1])", "torch.stack(das)", FULL),
         ("da = torch.where(real, da, 0)", "pass", LENGTHS),
         ("torch.where(real, da @ Whh, dh_t)", "da @ Whh", LENGTHS),

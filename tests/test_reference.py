@@ -108,6 +108,7 @@ def test_refuses_bad_settings(settings, message):
         ([0, 2], ValueError, r"ids in 0\.\.2; they must be in 0\.\.1"),
         ([-1], ValueError, r"ids in -1\.\.-1"),
         ([[1.0, 2.0, 3.0]], ValueError, r"shape \(1, 3\)"),
+        ([[0.5, np.nan]], ValueError, "x has NaN"),
         ([0.5, 0.5], ValueError, r"float64 of shape \(2,\)"),
         (["a"], TypeError, "it must be"),
     ],
@@ -124,7 +125,11 @@ def test_refuses_bad_labels_and_a_stale_x():
         rnn.loss(2, y)
     with pytest.raises(ValueError, match="y_true has shape"):
         rnn.loss([0, 1], y)
-    with pytest.raises(ValueError, match="another x"):
+    with pytest.raises(ValueError, match="not what forward saw last"):
         rnn.backward([0, 0], 1, y)
+    with pytest.raises(ValueError, match="call forward"):
+        NumpyRNN(2, 3, 1).backward([0, 0], 1, y)
+    with pytest.raises(ValueError, match=r"h0 has shape \(2,\); it must be \(3,\)"):
+        rnn.forward([0], [0.0, 0.0])
     with pytest.raises(ValueError, match="x_test is empty"):
         rnn.evaluate([], [])

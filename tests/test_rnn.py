@@ -91,6 +91,31 @@ def test_fit_predict_and_evaluate_are_the_references_verbs():
     assert rnn.evaluate(x, y, batch_size=3) == pytest.approx(reference.evaluate(x, y), rel=1e-9)
 
 
+def test_verbs_take_what_the_references_take():
+    reference = NumpyRNN(2, 4, 1)
+    rnn = RNN.from_numpy(reference)
+    x, y = [[], [[1, 0], [0, 1]], [[0.5, 2.0]], [1, 0]], [1, True, 0.0, 1]
+    np.testing.assert_allclose(rnn.fit(x, y, 3), reference.train(x, y, 3), rtol=1e-12)
+    for kind in (slice(0, 4, 3), slice(1, 3)):  # a batch is of ids or of floats
+        assert rnn.evaluate(x[kind], y[kind]) == pytest.approx(
+            reference.evaluate(x[kind], y[kind]), rel=1e-12
+        )
+
+
+@pytest.mark.cuda
+def test_on_cuda_bad_values_are_refused_before_they_reach_the_device():
+    rnn = RNN(6, 4, 3, device="cuda")
+    for call in (
+        lambda: rnn.predict([[6]]),
+        lambda: rnn.fit([[0]], [3], epochs=1),
+        lambda: rnn.evaluate([[0]], [-1]),
+        lambda: rnn(torch.zeros(1, 2, dtype=torch.long, device="cuda"), torch.tensor([3])),
+    ):
+        with pytest.raises(ValueError, match="must be in"):
+            call()
+        assert rnn.predict([[5]]).is_cuda
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 def test_evaluate_takes_sequences_of_any_length(readout):
     reference = NumpyRNN(6, 4, 3, readout=readout)
@@ -153,7 +178,8 @@ def test_refuses_bad_settings(settings, error, message):
         ((torch.tensor(3),), ValueError, r"x has shape \(\)"),
         (("text",), TypeError, "x is a str"),
         ((ids[0], torch.tensor([4])), ValueError, "lengths is given for one sequence"),
-        ((ids[0], None, torch.zeros(1, 4)), ValueError, r"h0 has shape \(1, 4\); for one sequence"),
+        ((ids[0], None, torch.zeros(1, 4)), ValueError, r"h0 has shape \(1, 4\); it must be \(4,\)"),
+        ((ids[0], None, [0.0] * 4), TypeError, "h0 is a list"),
         ((ids, torch.tensor([5, 1])), ValueError, r"lengths are in 1\.\.5; they must be in 0\.\.4"),
         ((ids, [4, 4]), TypeError, "lengths is a list"),
     ],
@@ -169,6 +195,14 @@ def test_verbs_refuse_bad_input():
     rnn = RNN(6, 4, 3)
     with pytest.raises(ValueError, match=r"labels are in 3\.\.3; they must be in 0\.\.2"):
         rnn.fit([[0, 1]], [3], epochs=1)
+    with pytest.raises(ValueError, match=r"x has ids in 6\.\.6; they must be in 0\.\.5"):
+        rnn.predict([[6]])
+    with pytest.raises(ValueError, match=r"labels have shape \(1,\); these logits need \(\)"):
+        rnn.evaluate([[0, 1]], [[1]])
+    with pytest.raises(ValueError, match=r"labels have shape \(1,\); these logits need \(2,\)"):
+        RNN(6, 4, 3, readout="every").evaluate([[1, 2], [1]], [[0], [1, 2]])
+    with pytest.raises(ValueError, match="data has sha256"):
+        rnn.save("unused", sha256="")
     with pytest.raises(ValueError, match="x has 2 sequences and y 1 labels"):
         rnn.evaluate([[0], [1]], [0])
     with pytest.raises(ValueError, match="batch_size is 0"):

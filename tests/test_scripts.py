@@ -67,6 +67,7 @@ def test_compare_numpy_refuses_bad_arguments(run, capsys):
     for arguments, message in (
         (["--steps", 0], "--steps is 0; it must be at least 1"),
         (["--dtype", "float16"], "invalid choice"),
+        (["--json", "missing/file.json"], "missing is not a folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
             run("compare_numpy", *arguments)

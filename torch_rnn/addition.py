@@ -34,6 +34,7 @@ class Addition(SequenceData):
     name = "addition"
     classes = ("0", "1")
     input_size = 2
+    labels_steps = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class Classifier(LightningModule):
         self.rnn = RNN(input_size, hidden_size, output_size, readout=readout, init=init, backend=backend)
         self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
+        self.scored: dict[str, int] = {}  # by split, how many outputs its last metrics are of
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.rnn(x, lengths)
@@ -85,7 +86,10 @@ class Classifier(LightningModule):
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
         else:
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+            fused = (
+                "mixed" not in self.trainer.precision
+            )  # Lightning cannot clip a fused one's scaled gradients
+            optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
         if self.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -109,7 +113,10 @@ class Classifier(LightningModule):
         return loss / max(scored, 1) if isinstance(scored, int) else loss / scored.clamp(min=1)
 
     def _log_means(self, split: str, prog_bar: bool = False) -> None:
+        if split not in self._sums:  # no batch
+            return
         loss, hits, scored = self._sums.pop(split)
+        self.scored[split] = int(scored)
         self.log(f"{split}/loss", (loss / scored).float(), prog_bar=prog_bar)
         self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)
 

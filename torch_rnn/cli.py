@@ -1,14 +1,16 @@
 """script -> configuration -> Trainer -> report. Configuration enters here; below are plain arguments."""
 
 import logging
-import shutil
+import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -20,7 +22,8 @@ from torch_rnn.errors import RunError
 from torch_rnn.report import Clock, draw_curves, print_results, results, write_results
 
 log = logging.getLogger(__name__)
-RESULTS, CURVES, METRICS, MODEL = "results.json", "curves.png", "metrics.csv", "model.safetensors"
+RESULTS, CURVES, METRICS = "results.json", "curves.png", "metrics.csv"
+MODEL, CONFIG = "model.safetensors", "config.yaml"
 
 
 class CLI(LightningCLI):
@@ -46,8 +49,6 @@ class CLI(LightningCLI):
         trainer = self.config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", Path(str(self.config.config[0])).stem))
-        if not trainer.fast_dev_run:
-            claim(Path(trainer.default_root_dir))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         logger = CSVLogger(self.config.trainer.default_root_dir, name="", version="")
@@ -57,16 +58,37 @@ class CLI(LightningCLI):
         return trainer
 
 
-def claim(folder: Path) -> None:
-    """Makes the folder ready for a run. Raises RunError where it holds a finished one."""
-    if (folder / RESULTS).exists():
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds the folder for one run, and clears away what a run that did not finish has left there.
+
+    Raises RunError where it holds a finished run or another run is in it, or where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
         raise RunError(
-            f"{folder} holds a finished run; delete it, or name another with --trainer.default_root_dir"
-        )
-    if (folder / "checkpoints").exists():
-        log.warning("%s holds a run that did not finish; it is started anew", folder)
-        shutil.rmtree(folder / "checkpoints")
-        (folder / METRICS).unlink(missing_ok=True)
+            f"{folder} is in use by another run; name another with --trainer.default_root_dir"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be made ({error}); name another with --trainer.default_root_dir"
+        ) from error
+    try:
+        if (folder / RESULTS).exists():
+            raise RunError(
+                f"{folder} holds a finished run; delete it, or name another with --trainer.default_root_dir"
+            )
+        if (folder / CONFIG).exists():
+            log.warning("%s holds a run that did not finish; it is started anew", folder)
+            for name in (METRICS, "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+                (folder / name).unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / ".lock").unlink()
+        lock.release()
 
 
 def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +97,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
     Without --config it takes default_config. Exit status 2, and one sentence, for what cannot be run.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in arguments):
+    if not any(re.match(r"--config(=|$)|-c", argument) for argument in arguments):
         arguments = ["--config", str(default_config), *arguments]
     _speak_plainly()
     try:
@@ -83,27 +105,46 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
             cli = CLI(arguments)
         except ValueError as error:  # a setting that a constructor refuses
             raise RunError(str(error)) from error
-        run(cli)
+        cli.datamodule.suit(cli.model.rnn)
+        if cli.trainer.fast_dev_run:
+            train(cli)
+        else:
+            with claimed(Path(cli.trainer.default_root_dir)):
+                report(cli, *train(cli))
     except (RunError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(cli: CLI) -> None:
+def train(cli: CLI) -> tuple[dict[str, Mapping[str, float]], int, float]:
+    """Trains and tests; returns the scores of the validation and the test, the epochs and the seconds."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if getattr(trainer, name) == 0:
+            raise RunError(
+                f"trainer.{name} is 0; a run needs at least one batch to train, to choose and to test"
+            )
     started = time.perf_counter()
     trainer.fit(model, datamodule=data)
-    epochs, chosen = trainer.current_epoch, None if trainer.fast_dev_run else "best"
+    if trainer.fast_dev_run:
+        chosen = None
+    elif trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
+        chosen = trainer.checkpoint_callback.best_model_path
+    else:
+        raise RunError("no checkpoint was saved: at least one epoch must be trained and validated")
+    epochs = trainer.current_epoch
     trainer.loggers = []  # metrics.csv is the training's; these scores stand in results.json
     (validation,) = trainer.validate(model, datamodule=data, ckpt_path=chosen, verbose=False)
     (test,) = trainer.test(model, datamodule=data, ckpt_path=chosen, verbose=False)
-    if trainer.fast_dev_run:
-        return
-    seconds = time.perf_counter() - started
-    scores = {"test": test, "validation": validation}
-    found = results(trainer, model, data, cli.clock, scores, epochs, seconds)
+    return {"test": test, "validation": validation}, epochs, time.perf_counter() - started
+
+
+def report(cli: CLI, scores: dict[str, Mapping[str, float]], epochs: int, seconds: float) -> None:
+    """Leaves the picture, the model and, last, the results in the run's folder, and prints them."""
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
     folder = Path(trainer.default_root_dir)
+    found = results(trainer, model, data, cli.clock, scores, epochs, seconds)
     draw_curves(folder / METRICS, folder / CURVES)
     save_model(folder / MODEL, model, data)
     write_results(folder / RESULTS, found)

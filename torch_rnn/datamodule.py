@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from torch_rnn.batches import Ragged, Sequences, SimilarLength
+from torch_rnn.errors import RunError
+from torch_rnn.loss import check_labels
+from torch_rnn.recurrence.checks import check_values
 from torch_rnn.rnn import RNN
 from torch_rnn.text import Vocabulary
 
@@ -31,6 +35,8 @@ class SequenceData(LightningDataModule):
     """The width of x, or the number of different ids."""
     classes: tuple[str, ...]
     """What each class is called."""
+    labels_steps: bool = False
+    """Whether each step has a label, or each sequence one."""
     vocabulary: Vocabulary | None = None
     maxlen: int | None = None
 
@@ -43,8 +49,29 @@ class SequenceData(LightningDataModule):
         self.splits: dict[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray | int]]] = {}
 
     def hold(self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> None:
-        """Keeps the sequences and labels of a split."""
+        """Keeps the sequences and labels of a split; their values are checked here, once.
+
+        Raises RunError naming the split for an id, a number or a label out of range.
+        """
+        ragged = isinstance(sequences, Ragged)  # which replaces ids that are too high
+        try:
+            for x in [sequences.flat.min(initial=0, keepdims=True)] if ragged else sequences:
+                check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
+            for y in labels if self.labels_steps else [np.asarray(labels)]:
+                check_labels(torch.from_numpy(y), y.shape, len(self.classes))
+        except (TypeError, ValueError) as error:
+            raise RunError(f"the {split} data: {error}") from error
         self.splits[split] = (sequences, labels)
+
+    def suit(self, rnn: RNN) -> None:
+        """Raises RunError where the rnn's outputs are not what these data have labels for."""
+        needed = {1, 2} if len(self.classes) == 2 else {len(self.classes)}
+        if rnn.output_size not in needed:
+            allowed = " or ".join(map(str, sorted(needed)))
+            raise RunError(f"output_size is {rnn.output_size}; {len(self.classes)} classes need {allowed}")
+        if (rnn.readout == "every") != self.labels_steps:
+            needed = "every" if self.labels_steps else "last, mean or max"
+            raise RunError(f"readout is {rnn.readout}; the labels of {self.name} need {needed}")
 
     def remarks(self, rnn: RNN) -> list[str]:
         """What a reader of the report should know beside loss and accuracy, of the trained and tested rnn."""

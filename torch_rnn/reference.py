@@ -54,7 +54,8 @@ class NumpyRNN:
         if init not in ("orthogonal", "seed"):
             raise ValueError(f"init is {init!r}; it must be 'orthogonal' or 'seed'")
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
-        self.readout = readout
+        self.readout, self.init = readout, init
+        self.x = None  # what `forward` saw last
 
         rng = np.random.default_rng(seed)
         matrix = orthogonal if init == "orthogonal" else small_normal
@@ -72,6 +73,8 @@ class NumpyRNN:
         """
         x = self._sequence(x)
         h = np.zeros(self.hidden_size) if h0 is None else np.asarray(h0, dtype=float)
+        if h.shape != (self.hidden_size,):
+            raise ValueError(f"h0 has shape {h.shape}; it must be ({self.hidden_size},)")
         self.x, self.hs = x, [h]
         for x_t in x:
             Wxh_x = self.Wxh[:, x_t] if x.ndim == 1 else self.Wxh @ x_t
@@ -88,8 +91,8 @@ class NumpyRNN:
         Raises ValueError when x is not what `forward` saw last, or for labels as `loss` does.
         """
         x = self._sequence(x)
-        if not np.array_equal(x, self.x):
-            raise ValueError("backward was given another x than the last forward; call forward(x) first")
+        if self.x is None or not np.array_equal(x, self.x):
+            raise ValueError("x is not what forward saw last; call forward(x) before backward")
         hs, T = self.hs, len(x)
 
         # y = Why h + by. dhs[t]: what the scored outputs say about the state hs[t].
@@ -197,6 +200,8 @@ class NumpyRNN:
                 raise ValueError(f"x has ids in {x.min()}..{x.max()}; they must be in {allowed}")
             return x.astype(int)
         if x.ndim == 2 and x.shape[1] == self.input_size and x.dtype.kind in "fiu":
+            if np.isnan(x).any():
+                raise ValueError("x has NaN; every entry must be a number")
             return x.astype(float)
         raise (TypeError if x.dtype.kind not in "fiu" else ValueError)(
             f"x is {x.dtype} of shape {x.shape}; it must be (T, {self.input_size}) floats or (T,) integer ids"

@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from torch_rnn.batches import Batch
 from torch_rnn.checkpoint import write_atomically
@@ -71,7 +70,7 @@ def results(
     device = trainer.strategy.root_device
     return {
         "dataset": data.name,
-        **{split: _scores(split, metrics, data) for split, metrics in scores.items()},
+        **{split: _scores(split, metrics, model) for split, metrics in scores.items()},
         "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
         "epochs": epochs,
         "seed": data.seed,
@@ -136,14 +135,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     plt.close(figure)
 
 
-def _scores(split: str, metrics: Mapping[str, float | Tensor], data: SequenceData) -> dict[str, Any]:
-    labels = data.splits[split][1]
-    scored = sum(getattr(label, "size", 1) for label in labels)
-    return {
-        "accuracy": float(metrics[f"{split}/accuracy"]),
-        "loss": float(metrics[f"{split}/loss"]),
-        "n": scored,
-    }
+def _scores(split: str, metrics: Mapping[str, float], model: Classifier) -> dict[str, float | int]:
+    scores = {name: float(metrics[f"{split}/{name}"]) for name in ("accuracy", "loss")}
+    return scores | {"n": model.scored[split]}
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -6,9 +6,9 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.progress import Progress
 
@@ -22,8 +22,12 @@ SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 LARGEST = 1 << 24
 """No file of it that is read has more bytes; one that has is not what it says."""
 
+COMPRESSED = (".gz", ".xz", ".bz2")
 REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt")
+
+
+T = TypeVar("T")
 
 
 class Review(NamedTuple):
@@ -39,14 +43,16 @@ class Review(NamedTuple):
 
 
 def find(root: Path) -> Path:
-    """The extracted folder or the archive under root, downloaded where there is neither.
+    """The extracted folder or the archive that root is or has in it, downloaded where there is neither.
 
     Raises RunError, which names the ways on, where it cannot be downloaded.
     """
+    if root.is_file() or (root.name == "aclImdb" and root.is_dir()):
+        return root
     if (root / "aclImdb").is_dir():
         return root / "aclImdb"
-    archives = [*root.glob("aclImdb.tar.*"), *root.glob("aclImdb_v1.tar.*")]
-    if archives:
+    found = [*root.glob("aclImdb.tar.*"), *root.glob("aclImdb_v1.tar.*")]
+    if archives := [path for path in found if path.suffix in COMPRESSED]:
         return min(archives)
     try:
         download(URL, root / "aclImdb_v1.tar.gz", SIZE, SHA256)
@@ -64,7 +70,7 @@ def fingerprint(source: Path) -> dict[str, Any]:
         return {"archive": file_sha256(source)}
     listing = hashlib.sha256()
     for path, name in _listed(source):
-        status = path.stat()
+        status = _read(path, Path.stat)
         listing.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return {"folder": listing.hexdigest()}
 
@@ -99,7 +105,7 @@ def _listed(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _files_of_folder(folder: Path) -> Iterator[tuple[str, str]]:
     for path, name in _listed(folder):
-        yield name, _decoded(path.read_bytes(), str(path))
+        yield name, _decoded(_read(path, Path.read_bytes), str(path))
 
 
 def _files_of_archive(archive: Path) -> Iterator[tuple[str, str]]:
@@ -121,6 +127,13 @@ def _files_of_archive(archive: Path) -> Iterator[tuple[str, str]]:
         raise RunError(
             f"{archive} is damaged or not an archive ({error}); delete it and start again"
         ) from error
+
+
+def _read(path: Path, how: Callable[[Path], T]) -> T:
+    try:
+        return how(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _decoded(contents: bytes, name: str) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from torch_rnn.checkpoint import load_weights, save_weights
-from torch_rnn.loss import cross_entropy, most_probable
+from torch_rnn.loss import check_labels, cross_entropy, most_probable
 from torch_rnn.recurrence import recurrence, which
-from torch_rnn.recurrence.checks import DTYPES
+from torch_rnn.recurrence.checks import DTYPES, check_tensor, check_values
 from torch_rnn.recurrence.inputs import real_steps
 from torch_rnn.reference import CLIP, PARAMETERS, NumpyRNN
 
@@ -34,7 +34,7 @@ class RNN(nn.Module):
                  real steps, or "every" state, a y each.
     init         "orthogonal": semi-orthogonal matrices (Saxe et al., 2014), zero biases.
                  "seed": normal * 0.01, zero biases.
-    backend      of the recurrence: "auto", "eager" or "bptt".
+    backend      of the recurrence: "auto", "eager", "bptt" or "cpu".
     device, dtype  of the parameters; dtype float32 or float64.
 
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Raises TypeError or ValueError for a
@@ -92,14 +92,14 @@ class RNN(nn.Module):
         A row without steps is read from its h0. Raises TypeError or ValueError as `recurrence` does.
         """
         x, lengths, h0, batched = self._as_batch(x, lengths, h0)
-        h = self._recur(x, lengths, h0)
-        logits = self._read(h, lengths, h0) @ self.Why.t() + self.by
+        h, hT = self._recur(x, lengths, h0)
+        logits = self._read(h, hT, lengths) @ self.Why.t() + self.by
         return logits if batched else logits[0]
 
     def states(self, x: Tensor, lengths: Tensor | None = None, h0: Tensor | None = None) -> Tensor:
         """All states h (B, T, H) of a batch, (T, H) of one sequence; arguments and errors as in `forward`."""
         x, lengths, h0, batched = self._as_batch(x, lengths, h0)
-        h = self._recur(x, lengths, h0)
+        h, _ = self._recur(x, lengths, h0)
         return h if batched else h[0]
 
     def fit(
@@ -114,13 +114,13 @@ class RNN(nn.Module):
         x_train is a sequence of (T, D) floats or (T,) ids, y_train of classes, with the readout "every" of
         classes a step (T,). Returns each epoch's summed loss. For anything larger there is `Classifier`.
         """
-        sequences = [(self._as_tensor(x), self._as_labels(y)) for x, y in zip(x_train, y_train, strict=True)]
+        sequences = [self._as_example(x, y) for x, y in zip(x_train, y_train, strict=True)]
         losses = []
         for _ in range(epochs):
             total = 0.0
             for x, y_true in sequences:
                 loss = cross_entropy(self(x), y_true).sum()
-                gradients = torch.autograd.grad(loss, list(self.parameters()))
+                gradients = torch.autograd.grad(loss, list(self.parameters()), materialize_grads=True)
                 with torch.no_grad():
                     for parameter, gradient in zip(self.parameters(), gradients, strict=True):
                         parameter -= learning_rate * gradient.clamp(-CLIP, CLIP)
@@ -132,7 +132,10 @@ class RNN(nn.Module):
     def predict(
         self, x: Tensor | ArrayLike, lengths: Tensor | None = None, h0: Tensor | None = None
     ) -> Tensor:
-        """The most probable classes, int64 (B,), with the readout "every" (B, T); unbatched () or (T,)."""
+        """The most probable classes, int64 (B,), with the readout "every" (B, T); unbatched () or (T,).
+
+        x is what `forward` takes, or an array or nested list of that shape and type.
+        """
         return most_probable(self(self._as_tensor(x), lengths, h0))
 
     @torch.no_grad()
@@ -150,9 +153,10 @@ class RNN(nn.Module):
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         loss, correct, scored = 0.0, 0, 0
         for start in range(0, len(x), batch_size):
-            sequences = [self._as_tensor(x_n) for x_n in x[start : start + batch_size]]
+            batch = slice(start, start + batch_size)
+            examples = [self._as_example(x_n, y_n) for x_n, y_n in zip(x[batch], y[batch], strict=True)]
+            sequences, labels = zip(*examples, strict=True)
             lengths = torch.tensor([len(x_n) for x_n in sequences])
-            labels = [self._as_labels(y_n) for y_n in y[start : start + batch_size]]
             logits = self(pad_sequence(sequences, batch_first=True), lengths)
             if self.readout == "every":
                 logits = logits[real_steps(lengths, logits.shape[1]).to(logits.device)]
@@ -165,7 +169,12 @@ class RNN(nn.Module):
         return loss / scored, correct / scored
 
     def save(self, path: str | os.PathLike, **data: Any) -> None:
-        """Writes weights and settings as one signed safetensors file; `data` is kept beside them as JSON."""
+        """Writes weights and settings as one signed safetensors file; `data` is kept beside them as JSON.
+
+        Raises ValueError for data named "rnn" or "sha256", which are the file's own.
+        """
+        if reserved := {"rnn", "sha256"} & data.keys():
+            raise ValueError(f"data has {', '.join(sorted(reserved))}; these names are the file's own")
         save_weights(path, self.state_dict(), {"rnn": self.settings, **data})
 
     @classmethod
@@ -196,7 +205,8 @@ class RNN(nn.Module):
     ) -> "RNN":
         """An RNN with a copy of the reference's weights."""
         sizes = (reference.input_size, reference.hidden_size, reference.output_size)
-        rnn = cls(*sizes, readout=reference.readout, backend=backend, device=device, dtype=dtype)
+        settings = {"readout": reference.readout, "init": reference.init}
+        rnn = cls(*sizes, **settings, backend=backend, device=device, dtype=dtype)
         rnn.load_state_dict({name: torch.from_numpy(getattr(reference, name)) for name in PARAMETERS})
         return rnn
 
@@ -216,18 +226,16 @@ class RNN(nn.Module):
         sizes = ", ".join(str(settings.pop(f"{name}_size")) for name in ("input", "hidden", "output"))
         return f"{sizes}, " + ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
-    def _recur(self, x: Tensor, lengths: Tensor | None, h0: Tensor | None) -> Tensor:
-        return recurrence(x, self.Wxh, self.bh, self.Whh, h0, lengths, backend=self.backend)
+    def _recur(self, x: Tensor, lengths: Tensor | None, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+        return recurrence(x, self.Wxh, self.bh, self.Whh, h0, lengths, backend=self.backend, final=True)
 
-    def _read(self, h: Tensor, lengths: Tensor | None, h0: Tensor | None) -> Tensor:
-        """What Why is applied to: h (B, T, H) -> (B, H), or h itself for "every"."""
-        B, T, H = h.shape
+    def _read(self, h: Tensor, hT: Tensor, lengths: Tensor | None) -> Tensor:
+        """What Why is applied to: h (B, T, H) and hT (B, H) -> (B, H), or h itself for "every"."""
+        T = h.shape[1]
         if self.readout == "every":
             return h
-        if T == 0:
-            return h.new_zeros(B, H) if h0 is None else h0
-        if self.readout == "last":
-            return h[:, -1]
+        if self.readout == "last" or T == 0:
+            return hT
         if lengths is None:
             return h.mean(dim=1) if self.readout == "mean" else h.amax(dim=1)
         lengths = lengths.to(h.device)
@@ -236,7 +244,7 @@ class RNN(nn.Module):
             pooled = h.masked_fill(~real, 0).sum(dim=1) / lengths.clamp(min=1)[:, None]
         else:
             pooled = h.masked_fill(~real, -torch.inf).amax(dim=1)
-        return torch.where((lengths > 0)[:, None], pooled, h[:, -1])  # without a step, h[:, -1] is h0
+        return torch.where((lengths > 0)[:, None], pooled, hT)  # without a step, hT is h0
 
     def _as_batch(
         self, x: Tensor, lengths: Tensor | None, h0: Tensor | None
@@ -249,18 +257,25 @@ class RNN(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}; floats must be (B, T, {D}) or (T, {D})")
         if lengths is not None:
             raise ValueError("lengths is given for one sequence; it must be None where x has no batch")
-        if h0 is not None and h0.shape != (H,):
-            raise ValueError(f"h0 has shape {tuple(h0.shape)}; for one sequence it must be ({H},)")
+        if h0 is not None:
+            check_tensor("h0", h0, (H,), self.Wxh)
         return x[None], None, None if h0 is None else h0[None], False
 
     def _as_tensor(self, x: Tensor | ArrayLike) -> Tensor:
-        """Ids as int64, floats in the parameters' dtype, on their device; tensors keep an integer dtype."""
+        """Ids, or floats in the parameters' dtype, on their device; their values are checked before."""
         if not isinstance(x, Tensor):
             x = torch.as_tensor(np.asarray(x) if np.size(x) else np.empty(np.shape(x), dtype=int))
+        check_values(x, self.input_size, None, None)
         return x.to(self.Wxh.device, self.Wxh.dtype if x.is_floating_point() else None)
 
-    def _as_labels(self, y: Tensor | ArrayLike) -> Tensor:
-        return torch.as_tensor(y, device=self.Wxh.device)
+    def _as_example(self, x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
+        """One sequence, (T, D) numbers or (T,) ids, and its label, or with "every" its (T,) labels."""
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        x = self._as_tensor(x.to(self.Wxh.dtype) if x.dim() == 2 else x.long() if len(x) == 0 else x)
+        if y.dtype == torch.bool or (y.is_floating_point() and torch.equal(y, y.round())):
+            y = y.long()
+        check_labels(y, x.shape[:1] if self.readout == "every" else (), self.output_size)
+        return x, y.to(self.Wxh.device)
 
 
 def _check_settings(

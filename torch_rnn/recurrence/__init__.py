@@ -3,15 +3,20 @@
 A backend is a file with one function of one signature, and stands in the table BACKENDS.
 """
 
+import logging
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from torch_rnn.recurrence.bptt import bptt
 from torch_rnn.recurrence.checks import check
+from torch_rnn.recurrence.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.recurrence.eager import eager
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
 
-BACKENDS = {"eager": eager, "bptt": bptt}
+log = logging.getLogger(__name__)
+BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu}
 
 
 def recurrence(
@@ -24,8 +29,9 @@ def recurrence(
     *,
     nonlinearity: str = "tanh",
     backend: str = "auto",
-) -> Tensor:
-    """All states h (B, T, H) of a batch of sequences.
+    final: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """All states h (B, T, H) of a batch of sequences; with `final` also each row's last state hT (B, H).
 
     x        (B, T, D) floats, or (B, T) integer ids, where `Wxh x[t]` is the column Wxh[:, x[t]].
     Wxh      (H, D), float32 or float64; fastest for ids when it is the transpose of a (D, H) buffer.
@@ -34,28 +40,45 @@ def recurrence(
     lengths  (B,) integers in 0..T; T for every row if None. Past its length a row leaves h unchanged, so
              that h[:, -1] is each row's last state; what stands in the padding of x is never read.
     nonlinearity  "tanh", "relu" or "linear".
-    backend  "auto", or one of BACKENDS; `which` tells what "auto" is.
+    backend  "auto", or one of BACKENDS; `which` tells what "auto" is on a device.
+    final    where only the last state is used, hT is faster than h[:, -1], whose gradient is as large as h.
 
     Raises TypeError or ValueError naming the argument, its value and what is allowed. On CUDA the values of
     ids and lengths are not read, so that the host never waits: check them where they are made.
     """
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
-    run = BACKENDS[which(backend)]
     check(x, Wxh, bh, Whh, h0, lengths)
+    run = BACKENDS[which(backend, x.device)]
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
         h0 = Wxh.new_zeros(x.shape[0], Wxh.shape[0])
     if lengths is not None:
         lengths = lengths.to(x.device, torch.int64, non_blocking=True)
-    return run(x, Wxh, bh, Whh, h0, lengths, nonlinearity)
+    h, hT = run(x, Wxh, bh, Whh, h0, lengths, nonlinearity)
+    return (h, hT) if final else h
 
 
-def which(backend: str = "auto") -> str:
-    """The name of the backend that `backend` stands for. Raises ValueError for one that does not exist."""
+def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
+    """The name of the backend that runs for `backend` on a device, "auto" being the fastest one.
+
+    Raises ValueError for a backend that does not exist, or does not run there.
+    """
+    on_cpu = torch.device(device).type == "cpu"
     if backend == "auto":
-        return "bptt"
+        return _announced("cpu" if on_cpu and library() else "bptt", torch.device(device).type)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of auto, {', '.join(BACKENDS)}")
+    if backend == "cpu" and not on_cpu:
+        raise ValueError(f"backend is 'cpu'; on {device} it must be one of auto, eager, bptt")
+    if backend == "cpu" and not library():
+        raise ValueError("backend is 'cpu', which was not built here; it must be one of auto, eager, bptt")
+    return backend
+
+
+@cache
+def _announced(backend: str, device: str) -> str:
+    how = f" ({INSTRUCTIONS[instructions()]})" if backend == "cpu" else ""
+    log.info("backend on %s: %s%s", device, backend, how)
     return backend

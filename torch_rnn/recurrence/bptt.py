@@ -25,18 +25,19 @@ def bptt(
     h0: Tensor,
     lengths: Tensor | None,
     nonlinearity: str,
-) -> Tensor:
-    """All states h (B, T, H) of a batch; the arguments are those of `recurrence`, already checked."""
+) -> tuple[Tensor, Tensor]:
+    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
     return _BPTT.apply(project(x, Wxh, bh, lengths), Whh, h0, lengths, nonlinearity)
 
 
 class _BPTT(torch.autograd.Function):
-    """(xw, Whh, h0) -> h. Inside, time comes first: each step is one block of memory."""
+    """(xw, Whh, h0) -> (h, hT). Inside, time comes first: each step is one block of memory."""
 
     @staticmethod
     def forward(
         ctx, xw: Tensor, Whh: Tensor, h0: Tensor, lengths: Tensor | None, nonlinearity: str
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         f = NONLINEARITIES[nonlinearity].function
         xw = xw.transpose(0, 1)  # (T, B, H)
         WhhT, unmasked = Whh.t(), _steps_without_padding(lengths, len(xw))
@@ -46,30 +47,46 @@ class _BPTT(torch.autograd.Function):
             h = hs[t] = h_next if t < unmasked else torch.where((t < lengths)[:, None], h_next, h)
         hs = hs.transpose(0, 1)
         ctx.save_for_backward(hs, Whh, h0, lengths)
-        ctx.nonlinearity, ctx.unmasked = nonlinearity, unmasked
-        return hs
+        ctx.nonlinearity = nonlinearity
+        return hs, h.clone()
 
     @staticmethod
-    def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
-        """Made of differentiable operations on dh, h, Whh and h0, so second derivatives are exact too."""
+    def backward(ctx, dh: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
         hs, Whh, h0, lengths = ctx.saved_tensors
-        dhs, hs = dh.transpose(0, 1), hs.transpose(0, 1)  # (T, B, H)
-        derivative = NONLINEARITIES[ctx.nonlinearity].derivative(hs)
-        das, dh_next = [], torch.zeros_like(h0)
-        for t in reversed(range(len(hs))):
-            dh_t = dhs[t] + dh_next
-            da = derivative[t] * dh_t
-            if t < ctx.unmasked:
-                dh_next = da @ Whh
-            else:
-                real = (t < lengths)[:, None]
-                da = torch.where(real, da, 0)
-                dh_next = torch.where(real, da @ Whh, dh_t)
-            das.append(da)
-        dxw = torch.stack(das[::-1]) if das else dhs
-        before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
-        dWhh = dxw.flatten(0, 1).t() @ before.flatten(0, 1) if ctx.needs_input_grad[1] else None
-        return dxw.transpose(0, 1), dWhh, dh_next, None, None
+        return *derivatives(dh, dhT, hs, Whh, h0, lengths, ctx.nonlinearity), None, None
+
+
+def derivatives(
+    dh: Tensor | None,
+    dhT: Tensor | None,
+    h: Tensor,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dxw (B, T, H), dWhh and dh0 from dh (B, T, H) and dhT (B, H), either of which may be None for zeros.
+
+    Made of differentiable operations alone, so that second derivatives are exact too.
+    """
+    hs = h.transpose(0, 1)  # (T, B, H)
+    unmasked = _steps_without_padding(lengths, len(hs))
+    derivative = NONLINEARITIES[nonlinearity].derivative(hs)
+    das, dh_next = [], torch.zeros_like(h0) if dhT is None else dhT
+    for t in reversed(range(len(hs))):
+        dh_t = dh_next if dh is None else dh[:, t] + dh_next
+        da = derivative[t] * dh_t
+        if t < unmasked:
+            dh_next = da @ Whh
+        else:
+            real = (t < lengths)[:, None]
+            da = torch.where(real, da, 0)
+            dh_next = torch.where(real, da @ Whh, dh_t)
+        das.append(da)
+    dxw = torch.stack(das[::-1]) if das else torch.zeros_like(hs)
+    before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
+    dWhh = dxw.flatten(0, 1).t() @ before.flatten(0, 1)
+    return dxw.transpose(0, 1), dWhh, dh_next
 
 
 def _steps_without_padding(lengths: Tensor | None, T: int) -> int:

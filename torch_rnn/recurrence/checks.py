@@ -71,8 +71,8 @@ def check_lengths(lengths: Tensor, B: int, T: int) -> None:
         )
 
 
-def check_values(x: Tensor, D: int, h0: Tensor | None, lengths: Tensor | None) -> None:
-    """Only real steps count: what stands in the padding is never read."""
+def check_values(x: Tensor, D: int | None, h0: Tensor | None, lengths: Tensor | None) -> None:
+    """Only real steps count: what stands in the padding is never read. D None: ids have no upper bound."""
     if h0 is not None and _readable(h0) and h0.isnan().any():
         raise ValueError("h0 has NaN; every entry must be a number")
     if not _readable(x) or x.numel() == 0:
@@ -81,15 +81,16 @@ def check_values(x: Tensor, D: int, h0: Tensor | None, lengths: Tensor | None) -
         if x.isnan().any() and x[_real(x, lengths)].isnan().any():
             raise ValueError("x has NaN at a real step; every entry must be a number")
     elif not _within(x, D) and not _within(real := x[_real(x, lengths)], D):
-        raise ValueError(f"x has ids in {real.min()}..{real.max()}; they must be in 0..{D - 1}")
+        allowed = "at least 0" if D is None else f"in 0..{D - 1}"
+        raise ValueError(f"x has ids in {real.min()}..{real.max()}; they must be {allowed}")
 
 
 def _real(x: Tensor, lengths: Tensor | None) -> Tensor | slice:
     return slice(None) if lengths is None else real_steps(lengths.to(x.device), x.shape[1])
 
 
-def _within(ids: Tensor, D: int) -> bool:
-    return ids.numel() == 0 or bool(0 <= ids.min() and ids.max() < D)
+def _within(ids: Tensor, D: int | None) -> bool:
+    return ids.numel() == 0 or bool(0 <= ids.min() and (D is None or ids.max() < D))
 
 
 def _readable(value: Tensor) -> bool:

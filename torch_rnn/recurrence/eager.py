@@ -18,8 +18,8 @@ def eager(
     h0: Tensor,
     lengths: Tensor | None,
     nonlinearity: str,
-) -> Tensor:
-    """All states h (B, T, H) of a batch; the arguments are those of `recurrence`, already checked."""
+) -> tuple[Tensor, Tensor]:
+    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
     f = NONLINEARITIES[nonlinearity].function
     xw = project(x, Wxh, bh, lengths)  # (B, T, H)
     h, hs = h0, []
@@ -28,4 +28,4 @@ def eager(
         h_next = f(xw_t + h @ Whh.t())
         h = h_next if lengths is None else torch.where((t < lengths)[:, None], h_next, h)
         hs.append(h)
-    return torch.stack(hs, dim=1) if hs else xw
+    return torch.stack(hs, dim=1) if hs else xw, h

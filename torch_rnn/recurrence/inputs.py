@@ -10,6 +10,13 @@ def real_steps(lengths: Tensor, T: int) -> Tensor:
     return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 
+def add_at_ids(dxw: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tensor:
+    """The gradient of the look-up, as columns (D, H): dxw (B, T, H) summed by id, padded steps left out."""
+    if lengths is not None:
+        ids = ids.masked_fill(~real_steps(lengths, ids.shape[1]), 0)  # where dxw is zero
+    return dxw.new_zeros(D, dxw.shape[2]).index_add(0, ids.flatten(), dxw.flatten(0, 1))
+
+
 def project(x: Tensor, Wxh: Tensor, bh: Tensor, lengths: Tensor | None) -> Tensor:
     """xw (B, T, H) for floats x (B, T, D) or ids x (B, T).
 

@@ -1,0 +1,216 @@
+/* h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh) for all t, fused: the backend "cpu".
+ *
+ * Eight sequences of similar length form a tile. One thread takes a tile through all its steps, so that no step
+ * waits for another thread, and stops at the tile's longest sequence. The kernels of cpu_kernel.h are compiled
+ * here for float and double and for each instruction set, of which one is chosen at run time.
+ *
+ * Nothing here knows of Python or PyTorch: it is plain C, called with pointers. It may be called from several
+ * threads at once, and after a fork.
+ */
+
+#include "cpu.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#define ROWS 8 /* sequences in a tile */
+#define MAX_THREADS 256
+
+/* What all threads of a call share: the tiles, and who takes which. */
+typedef struct {
+    const Recurrence *r;
+    int64_t *order;    /* (B,) the rows, the longest first */
+    int64_t tiles;     /* tile i is order[8 i : 8 i + 8] */
+    int64_t *owner;    /* (tiles,) the thread that takes it */
+    void *packed;      /* Whh or its transpose, as the kernel reads it */
+    void *dWhh, *dbh;  /* (threads, ...) each thread's own sums */
+    int failed;
+} Call;
+
+/* One piece of work, done once for each thread number below `threads`, by whoever comes. */
+typedef struct {
+    Call *call;
+    void (*work)(Call *, int64_t);
+    int64_t threads;
+    _Atomic int64_t next;
+} Team;
+
+static int64_t length_of(const Recurrence *r, int64_t row) { return r->lengths ? r->lengths[row] : r->T; }
+
+static void *aligned(size_t bytes) {
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, bytes ? bytes : 64) ? NULL : memory;
+}
+
+/* Fresh memory is made of 4 KiB pages, each a fault on its first touch; 2 MiB pages fault 512 times less. */
+static void huge_pages(void *memory, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = (uintptr_t)2 << 20;
+    uintptr_t start = ((uintptr_t)memory + page - 1) & ~(page - 1), end = ((uintptr_t)memory + bytes) & ~(page - 1);
+    if (memory && start < end) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+/* Rows by length, the longest first and otherwise in their order (a counting sort). */
+static int sort_rows(const Recurrence *r, int64_t *order) {
+    int64_t *start = calloc((size_t)r->T + 2, sizeof *start);
+    if (!start) return -1;
+    for (int64_t b = 0; b < r->B; b++) start[r->T - length_of(r, b) + 1]++;
+    for (int64_t i = 0; i <= r->T; i++) start[i + 1] += start[i];
+    for (int64_t b = 0; b < r->B; b++) order[start[r->T - length_of(r, b)]++] = b;
+    free(start);
+    return 0;
+}
+
+/* Each tile, the longest first, goes to the thread with the least to do: the same at each call. */
+static void share_tiles(const Recurrence *r, const int64_t *order, int64_t tiles, int64_t threads, int64_t *owner) {
+    int64_t load[MAX_THREADS] = {0};
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int64_t least = 0;
+        for (int64_t thread = 1; thread < threads; thread++)
+            if (load[thread] < load[least]) least = thread;
+        owner[tile] = least;
+        load[least] += length_of(r, order[ROWS * tile]) + 1;
+    }
+}
+
+static void join_team(void *argument) {
+    Team *team = argument;
+#if defined(__x86_64__)
+    unsigned saved = _mm_getcsr(); /* gradients that vanish over time must not become slow denormal numbers: */
+    _mm_setcsr(saved | 0x8040);    /* on this thread alone, and put back */
+#endif
+    for (int64_t i; (i = atomic_fetch_add(&team->next, 1)) < team->threads;) team->work(team->call, i);
+#if defined(__x86_64__)
+    _mm_setcsr(saved);
+#endif
+}
+
+static void *join_team_of_threads(void *argument) { return join_team(argument), NULL; }
+
+/* GOMP_parallel of the OpenMP runtime that the process has already, if it has one, and the process that may use
+ * it: after a fork its threads are gone. Threads of our own would fight with its threads, which spin for some
+ * milliseconds after each of PyTorch's operations before they sleep. */
+static void (*openmp)(void (*)(void *), void *, unsigned, unsigned);
+static pid_t process;
+
+void torch_rnn_use_openmp(void *gomp_parallel) {
+    memcpy(&openmp, &gomp_parallel, sizeof openmp);
+    process = getpid();
+}
+
+/* Runs work(call, i) for each i below `threads`. The OpenMP team is always as large as PyTorch's, `all`: another
+ * size would have it stop and start threads. */
+static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(Call *, int64_t)) {
+    Team team = {.call = call, .work = work, .threads = threads};
+    if (threads > 1 && openmp && process == getpid()) {
+        openmp(join_team, &team, (unsigned)all, 0);
+        return;
+    }
+    pthread_t handles[MAX_THREADS];
+    int64_t made = 0;
+    while (made < threads - 1 && pthread_create(&handles[made], NULL, join_team_of_threads, &team) == 0) made++;
+    join_team(&team);
+    while (made > 0) pthread_join(handles[--made], NULL);
+}
+
+#define JOIN_(a, b, c) a##_##b##_##c
+#define JOIN(a, b, c) JOIN_(a, b, c)
+#define NAME(name) JOIN(name, REAL, ISA)
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#define ISA avx512
+#define BYTES 64
+#define VECTORS 2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,fma,prefer-vector-width=512")
+#endif
+#define REAL float
+#include "cpu_kernel.h"
+#undef REAL
+#define REAL double
+#include "cpu_kernel.h"
+#undef REAL
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ISA
+#undef BYTES
+#undef VECTORS
+
+#define ISA avx2
+#define BYTES 32
+#define VECTORS 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define REAL float
+#include "cpu_kernel.h"
+#undef REAL
+#define REAL double
+#include "cpu_kernel.h"
+#undef REAL
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ISA
+#undef BYTES
+#undef VECTORS
+
+#endif
+
+#define ISA generic
+#define BYTES 16
+#define VECTORS 1
+#define REAL float
+#include "cpu_kernel.h"
+#undef REAL
+#define REAL double
+#include "cpu_kernel.h"
+#undef REAL
+
+/* The instruction sets by number, the best first: 0 AVX-512, 1 AVX2, 2 generic. */
+int torch_rnn_best(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 0;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 2;
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DISPATCH(name, real)                                                                                  \
+    (isa == 0 ? name##_##real##_avx512(r) : isa == 1 ? name##_##real##_avx2(r) : name##_##real##_generic(r))
+#else
+#define DISPATCH(name, real) ((void)isa, name##_##real##_generic(r))
+#endif
+
+/* Each returns 0, or -1 where memory ran out. */
+int torch_rnn_forward_float(const Recurrence *r, int isa) { return DISPATCH(forward, float); }
+int torch_rnn_forward_double(const Recurrence *r, int isa) { return DISPATCH(forward, double); }
+int torch_rnn_backward_float(const Recurrence *r, int isa) { return DISPATCH(backward, float); }
+int torch_rnn_backward_double(const Recurrence *r, int isa) { return DISPATCH(backward, double); }

@@ -1,0 +1,312 @@
+/* The kernels of cpu.c for one REAL (float or double) and one instruction set.
+ *
+ * LANES numbers are one vector; VECTORS of them are BLOCK columns of a matrix; a tile is ROWS sequences. The
+ * innermost loop holds a (ROWS, BLOCK) product in registers. Inside, a state is padded to P columns, and the
+ * padding is zero.
+ */
+
+#define LANES ((int64_t)(BYTES / sizeof(REAL)))
+#define BLOCK (VECTORS * LANES)
+#define IS_FLOAT (sizeof(REAL) == 4)
+
+typedef REAL NAME(V) __attribute__((vector_size(BYTES)));
+typedef REAL NAME(U) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)))); /* anywhere in memory */
+/* condition ? a : b, lane by lane (C has no such operator for vectors). */
+#define SELECT(condition, a, b)                                                                               \
+    ((V)(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
+#define V NAME(V)
+#define U NAME(U)
+
+/* H rounded up to a multiple of BLOCK and of ROWS. */
+static inline int64_t NAME(padded)(int64_t H) {
+    const int64_t multiple = BLOCK > ROWS ? BLOCK : ROWS;
+    return (H + multiple - 1) / multiple * multiple;
+}
+
+/* tanh of every lane, to 3 units in the last place.
+ * float: x p(x^2) / q(x^2), a minimax fit of relative error 2.2e-8 on |x| <= 9.02, where tanh is 1 in float.
+ * double: Lambert's continued fraction x/(1 + x^2/(3 + x^2/(5 + ...))) at x/8, then three times
+ * tanh(2x) = 2 tanh(x) / (1 + tanh(x)^2). Both have positive terms only, and so lose nothing to cancellation. */
+static inline V NAME(tanh)(V x) {
+    const V zero = x * 0, one = zero + 1;
+    if (IS_FLOAT) {
+        const V limit = zero + (REAL)9.02;
+        x = SELECT(x > limit, limit, x);
+        x = SELECT(x < -limit, -limit, x);
+        V u = x * x;
+        V p = u * (REAL)1.33266064998e-8 + (REAL)2.05897750219e-5;
+        p = p * u + (REAL)0.00349445536477;
+        p = p * u + (REAL)0.133800854105;
+        p = p * u + (REAL)0.999999979829;
+        V q = u * (REAL)7.76535413705e-7 + (REAL)0.000328375379692;
+        q = q * u + (REAL)0.0258727147282;
+        q = q * u + (REAL)0.467134012286;
+        q = q * u + one;
+        return x * p / q;
+    }
+    const V limit = zero + 20;
+    x = SELECT(x > limit, limit, x);
+    x = SELECT(x < -limit, -limit, x);
+    x = x * (REAL)0.125;
+    V u = x * x, tail = zero + 27;
+    for (int odd = 25; odd >= 1; odd -= 2) tail = (REAL)odd + u / tail;
+    V y = x / tail;
+    for (int i = 0; i < 3; i++) y = (y + y) / (y * y + one);
+    return y;
+}
+
+static inline V NAME(apply)(V a, int64_t nonlinearity) {
+    if (nonlinearity == TANH) return NAME(tanh)(a);
+    const V zero = a * 0;
+    return nonlinearity == RELU ? SELECT(a > zero, a, zero) : a;
+}
+
+/* f'(a) as a function of h = f(a). */
+static inline V NAME(derivative)(V h, int64_t nonlinearity) {
+    const V zero = h * 0, one = zero + 1;
+    if (nonlinearity == TANH) return one - h * h;
+    return nonlinearity == RELU ? SELECT(h > zero, one, zero) : one;
+}
+
+/* acc (ROWS, BLOCK) += in (ROWS, K) panel (K, BLOCK); in has `stride` numbers a row. */
+static inline void NAME(multiply)(V acc[ROWS][VECTORS], const REAL *in, int64_t stride, const REAL *panel, int64_t K) {
+    V sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = acc[i][v];
+    for (int64_t k = 0; k < K; k++) {
+        const V *w = (const V *)(panel + k * BLOCK);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) sum[i][v] += in[i * stride + k] * w[v];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) acc[i][v] = sum[i][v];
+}
+
+/* out[j/BLOCK][k][j%BLOCK] = W[k][j], or W[j][k] if transposed: column panels, each read from end to end. */
+static void NAME(pack)(REAL *out, const REAL *W, int64_t H, int transposed) {
+    const int64_t P = NAME(padded)(H);
+    memset(out, 0, (size_t)(P * H) * sizeof(REAL));
+    for (int64_t k = 0; k < H; k++)
+        for (int64_t j = 0; j < H; j++)
+            out[j / BLOCK * BLOCK * H + k * BLOCK + j % BLOCK] = transposed ? W[j * H + k] : W[k * H + j];
+}
+
+/* y[:n] = a + b, or a where b is NULL. */
+static inline void NAME(add)(REAL *y, const REAL *a, const REAL *b, int64_t n) {
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) *(U *)(y + j) = b ? *(const U *)(a + j) + *(const U *)(b + j) : *(const U *)(a + j);
+    for (; j < n; j++) y[j] = b ? a[j] + b[j] : a[j];
+}
+
+/* One tile through all its steps, forward. buffer: 3 (ROWS, P) of zeros. */
+static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
+    const Recurrence *r = call->r;
+    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
+    const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
+    REAL *now = buffer, *next = buffer + ROWS * P, *x = buffer + 2 * ROWS * P, *h = r->h;
+    memset(buffer, 0, (size_t)(3 * ROWS * P) * sizeof(REAL));
+    for (int64_t i = 0; i < n; i++) memcpy(now + i * P, (const REAL *)r->h0 + row[i] * H, (size_t)H * sizeof(REAL));
+
+    const int64_t longest = length_of(r, row[0]);
+    int64_t live = n; /* rows come with the longest first, so those that go on are the first ones */
+    for (int64_t t = 0; t < longest; t++) {
+        while (length_of(r, row[live - 1]) <= t) live--;
+        for (int64_t i = 0; i < live; i++) {
+            const int64_t step = row[i] * T + t;
+            if (r->ids) {
+                const REAL *columns = r->columns;
+                NAME(add)(x + i * P, columns + r->ids[step] * H, r->bh, H);
+                if (t + 2 < length_of(r, row[i]))
+                    for (int64_t j = 0; j < H; j += 64 / (int64_t)sizeof(REAL))
+                        __builtin_prefetch(columns + r->ids[step + 2] * H + j);
+            } else {
+                NAME(add)(x + i * P, (const REAL *)r->xw + step * H, NULL, H);
+            }
+        }
+        for (int64_t j = 0; j < P; j += BLOCK) {
+            V acc[ROWS][VECTORS];
+            for (int i = 0; i < ROWS; i++)
+                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(x + i * P + j + v * LANES);
+            NAME(multiply)(acc, now, P, (const REAL *)call->packed + j * H, H);
+            for (int i = 0; i < ROWS; i++)
+                for (int v = 0; v < VECTORS; v++)
+                    *(V *)(next + i * P + j + v * LANES) = NAME(apply)(acc[i][v], r->nonlinearity);
+        }
+        for (int64_t i = 0; i < live; i++) NAME(add)(h + (row[i] * T + t) * H, next + i * P, NULL, H);
+        for (int64_t i = live; i < n; i++) memcpy(next + i * P, now + i * P, (size_t)P * sizeof(REAL));
+        REAL *swap = now;
+        now = next, next = swap;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t t = length_of(r, row[i]); t < T; t++) NAME(add)(h + (row[i] * T + t) * H, now + i * P, NULL, H);
+        NAME(add)((REAL *)r->hT + row[i] * H, now + i * P, NULL, H);
+    }
+}
+
+/* dW (P, P) += da^T h over a chunk of `pairs` rows of da and h, both (pairs, P). */
+static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pairs, int64_t H, int64_t P) {
+    for (int64_t k = 0; k < P; k += BLOCK)
+        for (int64_t j = 0; j < H; j += ROWS) {
+            V acc[ROWS][VECTORS];
+            for (int i = 0; i < ROWS; i++)
+                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(dW + (j + i) * P + k + v * LANES);
+            for (int64_t p = 0; p < pairs; p++) {
+                const V *w = (const V *)(h + p * P + k);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; v++) acc[i][v] += da[p * P + j + i] * w[v];
+            }
+            for (int i = 0; i < ROWS; i++)
+                for (int v = 0; v < VECTORS; v++) *(V *)(dW + (j + i) * P + k + v * LANES) = acc[i][v];
+        }
+}
+
+/* How many steps of a tile are gathered before `add_outer`: as many as stay in the cache. */
+static inline int64_t NAME(chunk)(int64_t P) {
+    const int64_t steps = (1 << 17) / (2 * ROWS * P * (int64_t)sizeof(REAL));
+    return steps < 2 ? 2 : steps > 32 ? 32 : steps;
+}
+
+/* One tile through all its steps, backward. buffer: 2 (ROWS, P), then two chunks of (ROWS, P). */
+static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *buffer) {
+    const Recurrence *r = call->r;
+    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H), steps = NAME(chunk)(P), size = ROWS * P;
+    const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
+    REAL *carry = buffer, *state = buffer + size, *das = buffer + 2 * size, *befores = das + steps * size;
+    REAL *dWhh = (REAL *)call->dWhh + thread * P * P, *dbh = (REAL *)call->dbh + thread * P, *dxw = r->dxw;
+    const REAL *h = r->h, *dh = r->dh, *h0 = r->h0;
+    memset(buffer, 0, (size_t)((2 + 2 * steps) * size) * sizeof(REAL));
+
+    /* Past its length a row passes dh on unchanged; there dxw is zero. */
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t length = length_of(r, row[i]);
+        REAL *carried = carry + i * P;
+        if (r->dhT) NAME(add)(carried, (const REAL *)r->dhT + row[i] * H, NULL, H);
+        for (int64_t t = length; dh && t < T; t++) NAME(add)(carried, carried, dh + (row[i] * T + t) * H, H);
+        memset(dxw + (row[i] * T + length) * H, 0, (size_t)((T - length) * H) * sizeof(REAL));
+        if (length) NAME(add)(state + i * P, h + (row[i] * T + length - 1) * H, NULL, H);
+    }
+
+    int64_t live = 0, held = 0; /* live: how many rows have reached their last step; held: steps in the chunk */
+    for (int64_t t = length_of(r, row[0]) - 1; t >= 0; t--) {
+        while (live < n && length_of(r, row[live]) > t) live++;
+        REAL *da = das + held * size, *before = befores + held * size;
+        for (int64_t i = 0; i < live; i++) {
+            const int64_t step = row[i] * T + t;
+            NAME(add)(before + i * P, t ? h + (step - 1) * H : h0 + row[i] * H, NULL, H);
+            if (dh) NAME(add)(carry + i * P, carry + i * P, dh + step * H, H);
+            for (int64_t j = 0; j < P; j += LANES)
+                *(V *)(da + i * P + j) =
+                    NAME(derivative)(*(V *)(state + i * P + j), r->nonlinearity) * *(V *)(carry + i * P + j);
+            NAME(add)(dxw + step * H, da + i * P, NULL, H);
+            for (int64_t j = 0; j < P; j += LANES) *(V *)(dbh + j) += *(V *)(da + i * P + j);
+            memcpy(state + i * P, before + i * P, (size_t)P * sizeof(REAL));
+        }
+        for (int64_t i = live; i < n; i++) {
+            memset(da + i * P, 0, (size_t)P * sizeof(REAL));
+            memset(before + i * P, 0, (size_t)P * sizeof(REAL));
+        }
+        for (int64_t j = 0; j < P; j += BLOCK) {
+            V acc[ROWS][VECTORS];
+            memset(acc, 0, sizeof acc);
+            NAME(multiply)(acc, da, P, (const REAL *)call->packed + j * H, H);
+            for (int64_t i = 0; i < live; i++)
+                for (int v = 0; v < VECTORS; v++) *(V *)(carry + i * P + j + v * LANES) = acc[i][v];
+        }
+        if (++held == steps || t == 0) {
+            NAME(add_outer)(dWhh, das, befores, held * ROWS, H, P);
+            held = 0;
+        }
+    }
+    for (int64_t i = 0; i < n; i++) NAME(add)((REAL *)r->dh0 + row[i] * H, carry + i * P, NULL, H);
+}
+
+/* The columns of dWxh whose ids are this thread's share: each sum in the order of the batch, on one thread. */
+static void NAME(scatter)(Call *call, int64_t thread) {
+    const Recurrence *r = call->r;
+    const int64_t H = r->H, first = r->D * thread / r->threads, end = r->D * (thread + 1) / r->threads;
+    REAL *dcolumns = r->dcolumns;
+    for (int64_t b = 0; b < r->B; b++) {
+        const int64_t *ids = r->ids + b * r->T, length = length_of(r, b);
+        for (int64_t t = 0; t < length; t++)
+            if (first <= ids[t] && ids[t] < end) {
+                REAL *column = dcolumns + ids[t] * H;
+                NAME(add)(column, column, (const REAL *)r->dxw + (b * r->T + t) * H, H);
+            }
+    }
+}
+
+static void NAME(forward_work)(Call *call, int64_t thread) {
+    REAL *buffer = aligned((size_t)(3 * ROWS * NAME(padded)(call->r->H)) * sizeof(REAL));
+    if (!buffer) { call->failed = 1; return; }
+    for (int64_t tile = 0; tile < call->tiles; tile++)
+        if (call->owner[tile] == thread) NAME(forward_tile)(call, tile, buffer);
+    free(buffer);
+}
+
+static void NAME(backward_work)(Call *call, int64_t thread) {
+    const int64_t P = NAME(padded)(call->r->H);
+    REAL *buffer = aligned((size_t)((2 + 2 * NAME(chunk)(P)) * ROWS * P) * sizeof(REAL));
+    if (!buffer) { call->failed = 1; return; }
+    for (int64_t tile = 0; tile < call->tiles; tile++)
+        if (call->owner[tile] == thread) NAME(backward_tile)(call, tile, thread, buffer);
+    free(buffer);
+}
+
+/* y[j] = the sum of rows[i][j] over i, in the order of i. */
+static void NAME(reduce)(REAL *y, const REAL *rows, int64_t n, int64_t stride, int64_t columns) {
+    NAME(add)(y, rows, NULL, columns);
+    for (int64_t i = 1; i < n; i++) NAME(add)(y, y, rows + i * stride, columns);
+}
+
+static int NAME(run)(const Recurrence *given, int backward) {
+    Recurrence r = *given;
+    const int64_t all = r.threads;
+    const int64_t P = NAME(padded)(r.H);
+    Call call = {.r = &r, .tiles = (r.B + ROWS - 1) / ROWS};
+    const int64_t most = call.tiles < MAX_THREADS ? call.tiles : MAX_THREADS;
+    r.threads = r.threads < 1 ? 1 : r.threads > most && !(backward && r.ids) ? (most ? most : 1) : r.threads;
+    if (r.threads > MAX_THREADS) r.threads = MAX_THREADS;
+    const int64_t sums = backward ? r.threads * (P * P + P) : 0;
+    call.order = aligned((size_t)(r.B + call.tiles) * sizeof(int64_t));
+    call.packed = aligned((size_t)(P * r.H) * sizeof(REAL));
+    call.dWhh = aligned((size_t)sums * sizeof(REAL));
+    int status = -1;
+    if (call.order && call.packed && call.dWhh && sort_rows(&r, call.order) == 0) {
+        call.owner = call.order + r.B;
+        call.dbh = (REAL *)call.dWhh + r.threads * P * P;
+        memset(call.dWhh, 0, (size_t)sums * sizeof(REAL));
+        share_tiles(&r, call.order, call.tiles, r.threads, call.owner);
+        NAME(pack)(call.packed, r.Whh, r.H, !backward);
+        huge_pages(backward ? r.dxw : r.h, (size_t)(r.B * r.T * r.H) * sizeof(REAL));
+        run_threads(&call, r.threads, all, backward ? NAME(backward_work) : NAME(forward_work));
+        status = call.failed ? -1 : 0;
+    }
+    if (backward && status == 0) {
+        for (int64_t j = 0; j < r.H; j++)
+            NAME(reduce)((REAL *)r.dWhh + j * r.H, (REAL *)call.dWhh + j * P, r.threads, P * P, r.H);
+        if (r.ids) {
+            NAME(reduce)(r.dbh, call.dbh, r.threads, P, r.H);
+            run_threads(&call, r.threads, all, NAME(scatter));
+        }
+    }
+    free(call.order), free(call.packed), free(call.dWhh);
+    return status;
+}
+
+static int NAME(forward)(const Recurrence *r) { return NAME(run)(r, 0); }
+static int NAME(backward)(const Recurrence *r) { return NAME(run)(r, 1); }
+
+#undef SELECT
+#undef V
+#undef U
+#undef LANES
+#undef BLOCK
+#undef IS_FLOAT

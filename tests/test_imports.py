@@ -12,7 +12,7 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     {"recurrence", "cache", "download", "text"},
     {"rnn", "reviews"},
     {"batches"},
-    {"baseline", "classifier", "datamodule"},
+    {"baseline", "classifier", "datamodule", "peers", "timing"},
     {"imdb", "grammar", "addition", "report"},
     {"cli"},
 )

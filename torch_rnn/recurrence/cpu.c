@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #endif
 #if defined(__x86_64__)
-#include <xmmintrin.h>
+#include <immintrin.h>
 #endif
 
 #define ROWS 8 /* sequences in a tile */
@@ -33,6 +33,7 @@ typedef struct {
     int64_t *owner;    /* (tiles,) the thread that takes it */
     void *packed;      /* Whh or its transpose, as the kernel reads it */
     void *dWhh, *dbh;  /* (threads, ...) each thread's own sums */
+    void *tables;      /* (threads - 1, D, H), the other threads' own sums of dcolumns; NULL: dxw is kept instead */
     int failed;
 } Call;
 
@@ -128,6 +129,28 @@ static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(C
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(name) JOIN(name, REAL, ISA)
+
+/* What C has no operator for: the smaller and the larger of each lane, and 1/x of a float to 12 bits or more. */
+#define min_float_avx512 _mm512_min_ps
+#define max_float_avx512 _mm512_max_ps
+#define min_double_avx512 _mm512_min_pd
+#define max_double_avx512 _mm512_max_pd
+#define rcp_float_avx512 _mm512_rcp14_ps
+#define rcp_double_avx512(x) (x) /* not used */
+#define min_float_avx2 _mm256_min_ps
+#define max_float_avx2 _mm256_max_ps
+#define min_double_avx2 _mm256_min_pd
+#define max_double_avx2 _mm256_max_pd
+#define rcp_float_avx2 _mm256_rcp_ps
+#define rcp_double_avx2(x) (x)
+#define SELECT(condition, a, b)                                                                               \
+    ((__typeof__(a))(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
+#define min_float_generic(a, b) SELECT((a) < (b), a, b)
+#define max_float_generic(a, b) SELECT((a) > (b), a, b)
+#define min_double_generic min_float_generic
+#define max_double_generic max_float_generic
+#define rcp_float_generic(x) (1 / (x))
+#define rcp_double_generic(x) (x)
 
 #if defined(__x86_64__) && defined(__GNUC__)
 

@@ -22,7 +22,7 @@ typedef struct {
     void *hT;               /* (B, H) */
     const void *dh;         /* (B, T, H) or NULL: zeros */
     const void *dhT;        /* (B, H) or NULL: zeros */
-    void *dxw;              /* (B, T, H), all of it written */
+    void *dxw;              /* (B, T, H); with ids only its real steps are written */
     void *dcolumns;         /* (D, H), zeros on entry; with ids */
     void *dbh;              /* (H,); with ids */
     void *dWhh;             /* (H, H) */

@@ -10,6 +10,7 @@ import ctypes
 import importlib.machinery
 import logging
 import re
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,9 @@ ARRAYS = (
     "lengths", "ids", "xw", "columns", "bh", "Whh", "h0", "h", "hT", "dh", "dhT", "dxw", "dcolumns",
     "dbh", "dWhh", "dh0",
 )  # fmt: skip
+
+
+_KEPT = threading.local()
 
 
 class Recurrence(ctypes.Structure):
@@ -117,10 +121,11 @@ def backward(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dxw, dWhh, dh0, and for ids dcolumns (D, H) and dbh (without ids they are empty)."""
+    """dxw, dWhh, dh0, dcolumns (D, H) and dbh; with ids dxw is empty, without them dcolumns and dbh are."""
     made = _gradients(ids, D, h, Whh, h0)
     given = {"dh": dh, "dhT": dhT, "ids": ids, "Whh": Whh, "h0": h0, "lengths": lengths, "h": h}
-    _call("backward", given, made, nonlinearity, D)
+    scratch = {} if ids is None else {"dxw": _scratch(h)}
+    _call("backward", given, made | scratch, nonlinearity, D)
     return tuple(made.values())
 
 
@@ -141,10 +146,22 @@ def _states(xw: Tensor | None, ids: Tensor | None, h0: Tensor) -> tuple[Tensor, 
 
 
 def _gradients(ids: Tensor | None, D: int, h: Tensor, Whh: Tensor, h0: Tensor) -> dict[str, Tensor]:
-    H = h.shape[2] if ids is not None else 0
-    sizes = {"dxw": h.shape, "dWhh": Whh.shape, "dh0": h0.shape}
-    made = {name: h.new_empty(size) for name, size in sizes.items()}
-    return made | {"dcolumns": h.new_zeros(D, H), "dbh": h.new_zeros(H)}
+    H = 0 if ids is None else h.shape[2]
+    return {
+        "dxw": torch.empty_like(h) if ids is None else h.new_empty(0),
+        "dWhh": torch.empty_like(Whh),
+        "dh0": torch.empty_like(h0),
+        "dcolumns": h.new_zeros(D, H),
+        "dbh": h.new_zeros(H),
+    }
+
+
+def _scratch(like: Tensor) -> Tensor:
+    """Memory of that size and dtype, kept for the next call of this thread: new pages are slow to get."""
+    kept = getattr(_KEPT, "memory", None)
+    if kept is None or kept.dtype != like.dtype or kept.numel() < like.numel():
+        kept = _KEPT.memory = like.new_empty(like.numel())
+    return kept
 
 
 def _save(ctx, inputs, output):

@@ -8,12 +8,10 @@
 #define LANES ((int64_t)(BYTES / sizeof(REAL)))
 #define BLOCK (VECTORS * LANES)
 #define IS_FLOAT (sizeof(REAL) == 4)
+#define STRIDE (P + LANES) /* between rows in a buffer: were it a power of two, they would share a few cache sets */
 
 typedef REAL NAME(V) __attribute__((vector_size(BYTES)));
 typedef REAL NAME(U) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)))); /* anywhere in memory */
-/* condition ? a : b, lane by lane (C has no such operator for vectors). */
-#define SELECT(condition, a, b)                                                                               \
-    ((V)(((condition) & (__typeof__(condition))(a)) | (~(condition) & (__typeof__(condition))(b))))
 #define V NAME(V)
 #define U NAME(U)
 
@@ -31,8 +29,7 @@ static inline V NAME(tanh)(V x) {
     const V zero = x * 0, one = zero + 1;
     if (IS_FLOAT) {
         const V limit = zero + (REAL)9.02;
-        x = SELECT(x > limit, limit, x);
-        x = SELECT(x < -limit, -limit, x);
+        x = NAME(max)(NAME(min)(x, limit), -limit);
         V u = x * x;
         V p = u * (REAL)1.33266064998e-8 + (REAL)2.05897750219e-5;
         p = p * u + (REAL)0.00349445536477;
@@ -42,12 +39,12 @@ static inline V NAME(tanh)(V x) {
         q = q * u + (REAL)0.0258727147282;
         q = q * u + (REAL)0.467134012286;
         q = q * u + one;
-        return x * p / q;
+        V r = NAME(rcp)(q);
+        r = r * (2 - q * r); /* Newton's step doubles the bits */
+        return NAME(max)(NAME(min)(x * p * r, one), -one);
     }
     const V limit = zero + 20;
-    x = SELECT(x > limit, limit, x);
-    x = SELECT(x < -limit, -limit, x);
-    x = x * (REAL)0.125;
+    x = NAME(max)(NAME(min)(x, limit), -limit) * (REAL)0.125;
     V u = x * x, tail = zero + 27;
     for (int odd = 25; odd >= 1; odd -= 2) tail = (REAL)odd + u / tail;
     V y = x / tail;
@@ -58,7 +55,8 @@ static inline V NAME(tanh)(V x) {
 static inline V NAME(apply)(V a, int64_t nonlinearity) {
     if (nonlinearity == TANH) return NAME(tanh)(a);
     const V zero = a * 0;
-    return nonlinearity == RELU ? SELECT(a > zero, a, zero) : a;
+    if (nonlinearity == RELU) a = NAME(max)(a, zero);
+    return a;
 }
 
 /* f'(a) as a function of h = f(a). */
@@ -104,14 +102,18 @@ static inline void NAME(add)(REAL *y, const REAL *a, const REAL *b, int64_t n) {
     for (; j < n; j++) y[j] = b ? a[j] + b[j] : a[j];
 }
 
-/* One tile through all its steps, forward. buffer: 3 (ROWS, P) of zeros. */
+static inline void NAME(prefetch)(const REAL *a, int64_t n) {
+    for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(a + j);
+}
+
+/* One tile through all its steps, forward. buffer: 3 (ROWS, STRIDE). */
 static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
     const Recurrence *r = call->r;
     const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
-    REAL *now = buffer, *next = buffer + ROWS * P, *x = buffer + 2 * ROWS * P, *h = r->h;
-    memset(buffer, 0, (size_t)(3 * ROWS * P) * sizeof(REAL));
-    for (int64_t i = 0; i < n; i++) memcpy(now + i * P, (const REAL *)r->h0 + row[i] * H, (size_t)H * sizeof(REAL));
+    REAL *now = buffer, *next = buffer + ROWS * STRIDE, *x = buffer + 2 * ROWS * STRIDE, *h = r->h;
+    memset(buffer, 0, (size_t)(3 * ROWS * STRIDE) * sizeof(REAL));
+    for (int64_t i = 0; i < n; i++) memcpy(now + i * STRIDE, (const REAL *)r->h0 + row[i] * H, (size_t)H * sizeof(REAL));
 
     const int64_t longest = length_of(r, row[0]);
     int64_t live = n; /* rows come with the longest first, so those that go on are the first ones */
@@ -121,50 +123,48 @@ static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
             const int64_t step = row[i] * T + t;
             if (r->ids) {
                 const REAL *columns = r->columns;
-                NAME(add)(x + i * P, columns + r->ids[step] * H, r->bh, H);
-                if (t + 2 < length_of(r, row[i]))
-                    for (int64_t j = 0; j < H; j += 64 / (int64_t)sizeof(REAL))
-                        __builtin_prefetch(columns + r->ids[step + 2] * H + j);
+                NAME(add)(x + i * STRIDE, columns + r->ids[step] * H, r->bh, H);
+                if (t + 2 < length_of(r, row[i])) NAME(prefetch)(columns + r->ids[step + 2] * H, H);
             } else {
-                NAME(add)(x + i * P, (const REAL *)r->xw + step * H, NULL, H);
+                NAME(add)(x + i * STRIDE, (const REAL *)r->xw + step * H, NULL, H);
             }
         }
         for (int64_t j = 0; j < P; j += BLOCK) {
             V acc[ROWS][VECTORS];
             for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(x + i * P + j + v * LANES);
-            NAME(multiply)(acc, now, P, (const REAL *)call->packed + j * H, H);
+                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(x + i * STRIDE + j + v * LANES);
+            NAME(multiply)(acc, now, STRIDE, (const REAL *)call->packed + j * H, H);
             for (int i = 0; i < ROWS; i++)
                 for (int v = 0; v < VECTORS; v++)
-                    *(V *)(next + i * P + j + v * LANES) = NAME(apply)(acc[i][v], r->nonlinearity);
+                    *(V *)(next + i * STRIDE + j + v * LANES) = NAME(apply)(acc[i][v], r->nonlinearity);
         }
-        for (int64_t i = 0; i < live; i++) NAME(add)(h + (row[i] * T + t) * H, next + i * P, NULL, H);
-        for (int64_t i = live; i < n; i++) memcpy(next + i * P, now + i * P, (size_t)P * sizeof(REAL));
+        for (int64_t i = 0; i < live; i++) NAME(add)(h + (row[i] * T + t) * H, next + i * STRIDE, NULL, H);
+        for (int64_t i = live; i < n; i++) memcpy(next + i * STRIDE, now + i * STRIDE, (size_t)P * sizeof(REAL));
         REAL *swap = now;
         now = next, next = swap;
     }
     for (int64_t i = 0; i < n; i++) {
-        for (int64_t t = length_of(r, row[i]); t < T; t++) NAME(add)(h + (row[i] * T + t) * H, now + i * P, NULL, H);
-        NAME(add)((REAL *)r->hT + row[i] * H, now + i * P, NULL, H);
+        for (int64_t t = length_of(r, row[i]); t < T; t++) NAME(add)(h + (row[i] * T + t) * H, now + i * STRIDE, NULL, H);
+        NAME(add)((REAL *)r->hT + row[i] * H, now + i * STRIDE, NULL, H);
     }
 }
 
-/* dW (P, P) += da^T h over a chunk of `pairs` rows of da and h, both (pairs, P). */
+/* dW (P, P) += da^T h over a chunk of `pairs` rows of da and h, summed by themselves first: of two short sums
+ * fewer bits are lost than of one long one. */
 static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pairs, int64_t H, int64_t P) {
     for (int64_t k = 0; k < P; k += BLOCK)
         for (int64_t j = 0; j < H; j += ROWS) {
             V acc[ROWS][VECTORS];
-            for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(dW + (j + i) * P + k + v * LANES);
+            memset(acc, 0, sizeof acc);
             for (int64_t p = 0; p < pairs; p++) {
-                const V *w = (const V *)(h + p * P + k);
+                const V *w = (const V *)(h + p * STRIDE + k);
 #pragma GCC unroll 8
                 for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-                    for (int v = 0; v < VECTORS; v++) acc[i][v] += da[p * P + j + i] * w[v];
+                    for (int v = 0; v < VECTORS; v++) acc[i][v] += da[p * STRIDE + j + i] * w[v];
             }
             for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++) *(V *)(dW + (j + i) * P + k + v * LANES) = acc[i][v];
+                for (int v = 0; v < VECTORS; v++) *(V *)(dW + (j + i) * P + k + v * LANES) += acc[i][v];
         }
 }
 
@@ -174,65 +174,84 @@ static inline int64_t NAME(chunk)(int64_t P) {
     return steps < 2 ? 2 : steps > 32 ? 32 : steps;
 }
 
-/* One tile through all its steps, backward. buffer: 2 (ROWS, P), then two chunks of (ROWS, P). */
+/* One tile through all its steps, backward. buffer: 3 (ROWS, STRIDE), then two chunks of them. */
 static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *buffer) {
     const Recurrence *r = call->r;
-    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H), steps = NAME(chunk)(P), size = ROWS * P;
+    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H), steps = NAME(chunk)(P), size = ROWS * STRIDE;
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
-    REAL *carry = buffer, *state = buffer + size, *das = buffer + 2 * size, *befores = das + steps * size;
+    REAL *carry = buffer, *state = buffer + size, *bias = buffer + 2 * size; /* bias: dbh of the chunk, (P,) */
+    REAL *das = buffer + 3 * size, *befores = das + steps * size;
     REAL *dWhh = (REAL *)call->dWhh + thread * P * P, *dbh = (REAL *)call->dbh + thread * P, *dxw = r->dxw;
     const REAL *h = r->h, *dh = r->dh, *h0 = r->h0;
-    memset(buffer, 0, (size_t)((2 + 2 * steps) * size) * sizeof(REAL));
+    REAL *table = thread ? (REAL *)call->tables + (thread - 1) * r->D * H : r->dcolumns;
+    memset(buffer, 0, (size_t)((3 + 2 * steps) * size) * sizeof(REAL));
 
-    /* Past its length a row passes dh on unchanged; there dxw is zero. */
+    /* Past its length a row passes dh on unchanged; there dxw is zero, and with ids it is not read. */
     for (int64_t i = 0; i < n; i++) {
         const int64_t length = length_of(r, row[i]);
-        REAL *carried = carry + i * P;
+        REAL *carried = carry + i * STRIDE;
         if (r->dhT) NAME(add)(carried, (const REAL *)r->dhT + row[i] * H, NULL, H);
         for (int64_t t = length; dh && t < T; t++) NAME(add)(carried, carried, dh + (row[i] * T + t) * H, H);
-        memset(dxw + (row[i] * T + length) * H, 0, (size_t)((T - length) * H) * sizeof(REAL));
-        if (length) NAME(add)(state + i * P, h + (row[i] * T + length - 1) * H, NULL, H);
+        if (!r->ids) memset(dxw + (row[i] * T + length) * H, 0, (size_t)((T - length) * H) * sizeof(REAL));
     }
 
     int64_t live = 0, held = 0; /* live: how many rows have reached their last step; held: steps in the chunk */
     for (int64_t t = length_of(r, row[0]) - 1; t >= 0; t--) {
-        while (live < n && length_of(r, row[live]) > t) live++;
+        for (; live < n && length_of(r, row[live]) > t; live++)
+            NAME(add)(state + live * STRIDE, h + (row[live] * T + t) * H, NULL, H);
         REAL *da = das + held * size, *before = befores + held * size;
         for (int64_t i = 0; i < live; i++) {
             const int64_t step = row[i] * T + t;
-            NAME(add)(before + i * P, t ? h + (step - 1) * H : h0 + row[i] * H, NULL, H);
-            if (dh) NAME(add)(carry + i * P, carry + i * P, dh + step * H, H);
-            for (int64_t j = 0; j < P; j += LANES)
-                *(V *)(da + i * P + j) =
-                    NAME(derivative)(*(V *)(state + i * P + j), r->nonlinearity) * *(V *)(carry + i * P + j);
-            NAME(add)(dxw + step * H, da + i * P, NULL, H);
-            for (int64_t j = 0; j < P; j += LANES) *(V *)(dbh + j) += *(V *)(da + i * P + j);
-            memcpy(state + i * P, before + i * P, (size_t)P * sizeof(REAL));
+            NAME(add)(before + i * STRIDE, t ? h + (step - 1) * H : h0 + row[i] * H, NULL, H);
+            if (dh) NAME(add)(carry + i * STRIDE, carry + i * STRIDE, dh + step * H, H);
         }
-        for (int64_t i = live; i < n; i++) {
-            memset(da + i * P, 0, (size_t)P * sizeof(REAL));
-            memset(before + i * P, 0, (size_t)P * sizeof(REAL));
+        for (int64_t j = 0; j < P; j += LANES) {
+            V sum = *(V *)(bias + j);
+            for (int64_t i = 0; i < live; i++) {
+                const V derivative = NAME(derivative)(*(V *)(state + i * STRIDE + j), r->nonlinearity);
+                sum += *(V *)(da + i * STRIDE + j) = derivative * *(V *)(carry + i * STRIDE + j);
+            }
+            *(V *)(bias + j) = sum;
         }
+        for (int64_t i = 0; i < live; i++) {
+            const int64_t step = row[i] * T + t;
+            if (call->tables) {
+                REAL *column = table + r->ids[step] * H;
+                NAME(add)(column, column, da + i * STRIDE, H);
+                if (t > 1) NAME(prefetch)(table + r->ids[step - 2] * H, H);
+            } else {
+                NAME(add)(dxw + step * H, da + i * STRIDE, NULL, H);
+            }
+        }
+        state = before; /* h[t-1]; a row that is not live yet has da = 0 in every chunk, and so adds nothing */
         for (int64_t j = 0; j < P; j += BLOCK) {
             V acc[ROWS][VECTORS];
             memset(acc, 0, sizeof acc);
-            NAME(multiply)(acc, da, P, (const REAL *)call->packed + j * H, H);
+            NAME(multiply)(acc, da, STRIDE, (const REAL *)call->packed + j * H, H);
             for (int64_t i = 0; i < live; i++)
-                for (int v = 0; v < VECTORS; v++) *(V *)(carry + i * P + j + v * LANES) = acc[i][v];
+                for (int v = 0; v < VECTORS; v++) *(V *)(carry + i * STRIDE + j + v * LANES) = acc[i][v];
         }
         if (++held == steps || t == 0) {
             NAME(add_outer)(dWhh, das, befores, held * ROWS, H, P);
+            NAME(add)(dbh, dbh, bias, P);
+            memset(bias, 0, (size_t)P * sizeof(REAL));
             held = 0;
         }
     }
-    for (int64_t i = 0; i < n; i++) NAME(add)((REAL *)r->dh0 + row[i] * H, carry + i * P, NULL, H);
+    for (int64_t i = 0; i < n; i++) NAME(add)((REAL *)r->dh0 + row[i] * H, carry + i * STRIDE, NULL, H);
 }
 
-/* The columns of dWxh whose ids are this thread's share: each sum in the order of the batch, on one thread. */
-static void NAME(scatter)(Call *call, int64_t thread) {
+/* This thread's share of the columns of dWxh: the sum of the threads' tables, or of the rows of dxw. */
+static void NAME(sum_columns)(Call *call, int64_t thread) {
     const Recurrence *r = call->r;
     const int64_t H = r->H, first = r->D * thread / r->threads, end = r->D * (thread + 1) / r->threads;
     REAL *dcolumns = r->dcolumns;
+    if (call->tables) {
+        for (int64_t i = 0; i < r->threads - 1; i++)
+            NAME(add)(dcolumns + first * H, dcolumns + first * H, (REAL *)call->tables + (i * r->D + first) * H,
+                      (end - first) * H);
+        return;
+    }
     for (int64_t b = 0; b < r->B; b++) {
         const int64_t *ids = r->ids + b * r->T, length = length_of(r, b);
         for (int64_t t = 0; t < length; t++)
@@ -244,7 +263,8 @@ static void NAME(scatter)(Call *call, int64_t thread) {
 }
 
 static void NAME(forward_work)(Call *call, int64_t thread) {
-    REAL *buffer = aligned((size_t)(3 * ROWS * NAME(padded)(call->r->H)) * sizeof(REAL));
+    const int64_t P = NAME(padded)(call->r->H);
+    REAL *buffer = aligned((size_t)(3 * ROWS * STRIDE) * sizeof(REAL));
     if (!buffer) { call->failed = 1; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(forward_tile)(call, tile, buffer);
@@ -253,7 +273,7 @@ static void NAME(forward_work)(Call *call, int64_t thread) {
 
 static void NAME(backward_work)(Call *call, int64_t thread) {
     const int64_t P = NAME(padded)(call->r->H);
-    REAL *buffer = aligned((size_t)((2 + 2 * NAME(chunk)(P)) * ROWS * P) * sizeof(REAL));
+    REAL *buffer = aligned((size_t)((3 + 2 * NAME(chunk)(P)) * ROWS * STRIDE) * sizeof(REAL));
     if (!buffer) { call->failed = 1; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(backward_tile)(call, tile, thread, buffer);
@@ -274,6 +294,9 @@ static int NAME(run)(const Recurrence *given, int backward) {
     const int64_t most = call.tiles < MAX_THREADS ? call.tiles : MAX_THREADS;
     r.threads = r.threads < 1 ? 1 : r.threads > most && !(backward && r.ids) ? (most ? most : 1) : r.threads;
     if (r.threads > MAX_THREADS) r.threads = MAX_THREADS;
+    /* A table is made, filled with zeros and added up; rows of dxw are written and read. The lesser is done. */
+    const int64_t others = (r.threads - 1) * r.D;
+    if (backward && r.ids && 3 * others <= 2 * r.B * r.T) call.tables = calloc((size_t)(others * r.H) + 1, sizeof(REAL));
     const int64_t sums = backward ? r.threads * (P * P + P) : 0;
     call.order = aligned((size_t)(r.B + call.tiles) * sizeof(int64_t));
     call.packed = aligned((size_t)(P * r.H) * sizeof(REAL));
@@ -294,17 +317,17 @@ static int NAME(run)(const Recurrence *given, int backward) {
             NAME(reduce)((REAL *)r.dWhh + j * r.H, (REAL *)call.dWhh + j * P, r.threads, P * P, r.H);
         if (r.ids) {
             NAME(reduce)(r.dbh, call.dbh, r.threads, P, r.H);
-            run_threads(&call, r.threads, all, NAME(scatter));
+            run_threads(&call, r.threads, all, NAME(sum_columns));
         }
     }
-    free(call.order), free(call.packed), free(call.dWhh);
+    free(call.order), free(call.packed), free(call.dWhh), free(call.tables);
     return status;
 }
 
 static int NAME(forward)(const Recurrence *r) { return NAME(run)(r, 0); }
 static int NAME(backward)(const Recurrence *r) { return NAME(run)(r, 1); }
 
-#undef SELECT
+#undef STRIDE
 #undef V
 #undef U
 #undef LANES

@@ -1,0 +1,279 @@
+"""Time the recurrence against nn.Embedding with nn.RNN, and Keras's SimpleRNN on JAX where that is installed.
+
+Each backend is first checked against eager; a wrong one is not timed, and the exit status is 1. Into a folder
+it writes benchmark.json, benchmark.png and benchmark.md, the table; --readme puts that into the README too.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from torch_rnn.checkpoint import write_atomically
+from torch_rnn.parity import compare, twice_the_error
+from torch_rnn.peers import Contender, keras_is_there, keras_simple_rnn, ours, torch_rnn_module
+from torch_rnn.recurrence import BACKENDS, recurrence, which
+from torch_rnn.timing import Timing, in_turns
+
+V, T = 10_000, 500
+GRIDS = {
+    "small": [(32, 32), (128, 32), (32, 128), (128, 128), (128, 256)],
+    "full": [(B, H) for B in (1, 8, 32, 128, 256) for H in (8, 32, 64, 128, 256)],
+}
+TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
+PEER = "nn.RNN"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
+
+
+def backends(device: str) -> list[str]:
+    names = [name for name in BACKENDS if name != "cpu" or (device == "cpu" and which() == "cpu")]
+    return [name for name in names if name != "eager"]
+
+
+def is_right(backend: str, B: int, H: int, device: str) -> bool:
+    """Whether its error against the float64 truth is at most twice eager's own, on this very shape."""
+    found = {}
+    for name, dtype in (("truth", torch.float64), ("eager", torch.float32), (backend, torch.float32)):
+        g = torch.Generator().manual_seed(0)
+        ids = torch.randint(V, (B, T), generator=g).to(device)
+        Wxh, Whh = (
+            torch.randn(V, H, generator=g) / 10,
+            torch.nn.init.orthogonal_(torch.empty(H, H), generator=g),
+        )
+        weights = [w.to(device, dtype).requires_grad_() for w in (Wxh.t(), torch.zeros(H), Whh)]
+        _, hT = recurrence(ids, *weights, backend="eager" if name == "truth" else name, final=True)
+        found[name] = [hT.detach(), *torch.autograd.grad(hT.sum(), weights)]
+    for got, eager, truth in zip(found[backend], found["eager"], found["truth"], strict=True):
+        if not compare(backend, got, truth, torch.float32, twice_the_error(eager, truth)).holds:
+            return False
+    return True
+
+
+def contenders(
+    B: int, H: int, T: int, device: str, lengths: torch.Tensor | None = None
+) -> dict[str, Contender]:
+    ids = torch.randint(V, (B, T), device=device)
+    found = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
+    found[PEER] = torch_rnn_module(ids, V, H, None)
+    if lengths is not None:
+        found[f"{PEER}, packed"] = torch_rnn_module(ids, V, H, lengths)
+    elif device == "cpu" and keras_is_there():
+        found["Keras on JAX"] = keras_simple_rnn(ids, V, H)
+    return found
+
+
+def timed(found: dict[str, Contender], turns: int) -> dict[str, dict[str, Timing]]:
+    """By contender the milliseconds of `forward` and of `training`, forward with backward."""
+    passes = {
+        kind: in_turns({name: getattr(of, kind) for name, of in found.items()}, turns)
+        for kind in Contender._fields
+    }
+    return {name: {kind: passes[kind][name] for kind in passes} for name in found}
+
+
+def row(B: int, H: int, T: int, device: str, turns: int, lengths: torch.Tensor | None = None) -> dict:
+    tokens = B * T if lengths is None else int(lengths.sum())
+    timings = timed(contenders(B, H, T, device, lengths), turns)
+    return {
+        "B": B,
+        "H": H,
+        "T": T,
+        "tokens": tokens,
+        "milliseconds": {name: {k: t._asdict() for k, t in of.items()} for name, of in timings.items()},
+        "tokens_per_second": {
+            name: round(1000 * tokens / of["training"].median) for name, of in timings.items()
+        },
+    }
+
+
+def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
+    """The lengths of a batch of reviews of similar length, the middle one of an epoch by its tokens."""
+    from torch_rnn.imdb import IMDB
+
+    data = IMDB(root=root, batch_size=B)
+    data.setup()
+    batches = [data.splits["train"][0].lengths[draw.rows] for draw in data.train_dataloader().sampler]
+    full = [lengths for lengths in batches if len(lengths) == B]
+    return torch.from_numpy(sorted(full, key=lambda lengths: lengths.sum())[len(full) // 2].copy())
+
+
+def peak_memory(name: str, B: int, H: int, device: str) -> int:
+    """Bytes that one training pass takes at its peak above what its process had; in a process of its own."""
+    torch.manual_seed(0)
+    contender = contenders(B, H, T, device)[name]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender.training()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _peak_resident()
+    contender.training()
+    return _peak_resident() - before
+
+
+def _peak_resident() -> int:
+    """The largest resident size so far in bytes, as Linux counts it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def memory(B: int, H: int, device: str) -> dict[str, int]:
+    found = {}
+    if device == "cpu" and sys.platform != "linux":
+        return found
+    for name in [*backends(device), PEER]:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            found[name] = process.submit(peak_memory, name, B, H, device).result()
+    return found
+
+
+def table(found: dict) -> str:
+    """The README's table: medians of forward with backward, and how many times as long nn.RNN takes."""
+    names = list(found["shapes"][0]["milliseconds"])
+    lines = [
+        f"Forward and backward in milliseconds (median), T = {T}, V = {V:,}, {found['dtype']}; in brackets",
+        f"how many times as long `nn.Embedding` with `nn.RNN` takes. {found['machine']}, torch",
+        f"{found['torch']}.",
+        "",
+        "| B, H | " + " | ".join(f"`{name}`" if name in BACKENDS else name for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for shape in found["shapes"]:
+        peer = shape["milliseconds"][PEER]["training"]["median"]
+        cells = []
+        for name in names:
+            median = shape["milliseconds"][name]["training"]["median"]
+            cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
+        lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
+    lines += ["", *_of_lengths(found.get("imdb_lengths", []))]
+    if not found["peak_memory"]["bytes"]:
+        return "\n".join(lines) + "\n"
+    held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in found["peak_memory"]["bytes"].items())
+    B, H = found["peak_memory"]["B"], found["peak_memory"]["H"]
+    lines.append(f"Memory that such a pass takes at its peak, at B = {B}, H = {H}: {held}.")
+    return "\n".join(lines) + "\n"
+
+
+def _of_lengths(shapes: list[dict]) -> list[str]:
+    lines = []
+    for shape in shapes:
+        of = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
+        padded, packed, fused = of[PEER], of[f"{PEER}, packed"], of.get("cpu", of["bptt"])
+        lines.append(
+            f"With the lengths of a batch of IMDB reviews (B = {shape['B']}, H = {shape['H']}, "
+            f"T = {shape['T']}): {fused:.1f} ms; `nn.RNN` takes {padded:.1f} padded, {packed:.1f} packed.  "
+        )
+    return [*lines, ""] if lines else []
+
+
+def draw(found: dict, picture: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    shapes, names = found["shapes"], [name for name in found["shapes"][0]["milliseconds"] if name != PEER]
+    for i, name in enumerate(names):
+        of = [shape["milliseconds"] for shape in shapes]
+        ratios = [one[PEER]["training"]["median"] / one[name]["training"]["median"] for one in of]
+        bars.bar(
+            [x + i / (len(names) + 1) for x in range(len(shapes))], ratios, 1 / (len(names) + 1), label=name
+        )
+    bars.set_xticks(range(len(shapes)), [f"{s['B']}, {s['H']}" for s in shapes], rotation=60)
+    bars.axhline(1, color="black", linewidth=0.8)
+    bars.set(title="times as fast as nn.Embedding with nn.RNN", xlabel="B, H")
+    bars.legend()
+    for name in found["times"][0]["milliseconds"]:
+        points = [(s["T"], s["milliseconds"][name]["training"]["median"]) for s in found["times"]]
+        lines.loglog(*zip(*points, strict=True), marker=".", label=name)
+    lines.set(title="forward and backward by T (B = 32, H = 32)", xlabel="T", ylabel="milliseconds")
+    lines.grid(alpha=0.3)
+    lines.legend()
+    write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=120))
+    plt.close(figure)
+
+
+def into_readme(text: str) -> None:
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    new = f"{before}{BEGIN}{text}{END}{after}"
+    write_atomically(README, lambda part: part.write_text(new, encoding="utf-8"))
+
+
+def machine(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--grid", choices=GRIDS, default="small")
+    parser.add_argument("--turns", type=int, default=5, help="of 3 calls each (default: 5)")
+    parser.add_argument("--imdb", action="store_true", help="time the lengths of IMDB's reviews as well")
+    parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    chosen = parser.parse_args()
+    if chosen.turns < 1:
+        parser.error(f"--turns is {chosen.turns}; it must be at least 1")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "--device is cuda; this machine has no CUDA device, or this torch was built without CUDA"
+        )
+    return chosen
+
+
+def main() -> int:
+    chosen = arguments()
+    torch.manual_seed(0)
+    shapes, device = GRIDS[chosen.grid], chosen.device
+    for B, H in shapes:
+        wrong = [backend for backend in backends(device) if not is_right(backend, B, H, device)]
+        if wrong:
+            print(
+                f"error: {', '.join(wrong)} differs from eager at B = {B}, H = {H}; not timed",
+                file=sys.stderr,
+            )
+            return 1
+    print("every backend agrees with eager on every shape; timing")
+    found = {"device": device, "machine": machine(device), "torch": torch.__version__, "dtype": "float32"}
+    found["shapes"] = [row(B, H, T, device, chosen.turns) for B, H in shapes]
+    found["times"] = [row(32, 32, steps, device, max(1, chosen.turns // 2)) for steps in TIMES]
+    if chosen.imdb:
+        of = {
+            B: imdb_lengths(B, getattr(chosen, "data.root")).to(device)
+            for B in {B for B, _ in shapes if B >= 32}
+        }
+        found["imdb_lengths"] = [
+            row(B, H, int(of[B].max()), device, chosen.turns, of[B]) for B, H in shapes if B in of
+        ]
+    B, H = shapes[-2]
+    found["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("json", json.dumps(found, indent=2) + "\n"), ("md", table(found))):
+        write_atomically(
+            chosen.out / f"benchmark.{name}", lambda part, text=text: part.write_text(text, encoding="utf-8")
+        )
+    draw(found, chosen.out / "benchmark.png")
+    if chosen.readme:
+        into_readme(table(found))
+    print(table(found))
+    print(chosen.out / "benchmark.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -168,7 +168,7 @@ FAULTS = [
     ("t ? h + (step - 1) * H : h0 + row[i] * H", "h + (t ? step - 1 : step) * H"),
     ("h + (row[live] * T + t) * H", "h + row[live] * T * H"),
     ("if (++held == steps || t == 0)", "if (++held == steps)"),
-    ("if (first <= ids[t] && ids[t] < end)", "if (first < ids[t] && ids[t] < end)"),
+    ("if (first <= ids[t] && ids[t] < end)", "if (ids[t] < end)"),
     ("table + r->ids[step] * H;", "table + r->ids[step - (t > 0)] * H;"),
     ("return one - h * h;", "return one - h;"),
     ("sum += *(V *)(da", "sum = *(V *)(da"),

@@ -90,7 +90,10 @@ def _real(x: Tensor, lengths: Tensor | None) -> Tensor | slice:
 
 
 def _within(ids: Tensor, D: int | None) -> bool:
-    return ids.numel() == 0 or bool(0 <= ids.min() and (D is None or ids.max() < D))
+    if ids.numel() == 0:
+        return True
+    low, high = (int(end) for end in torch.aminmax(ids))
+    return low >= 0 and (D is None or high < D)
 
 
 def _readable(value: Tensor) -> bool:

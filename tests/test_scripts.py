@@ -17,13 +17,15 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def run(monkeypatch):
-    """run(script, *arguments): its main() in this process, and its exit status."""
+    """run(script, *arguments, CONSTANT=value): its main() in this process, and its exit status."""
 
-    def run(name, *arguments):
+    def run(name, *arguments, **changes):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
         script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
+        for constant, value in changes.items():
+            setattr(script, constant, value)
         return script.main()
 
     return run
@@ -97,3 +99,35 @@ def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys)
     ):
         assert run("predict", path, "good") == 2
         assert message in capsys.readouterr().err
+
+
+SMALL = {
+    "GRIDS": {"small": [(2, 8), (3, 4)]}, "T": 12, "V": 20, "TIMES": (4, 8),
+    "memory": lambda *args: {"bptt": 2**20}, "keras_is_there": lambda: False,
+}  # fmt: skip
+
+
+def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, "--readme", **SMALL, README=readme) == 0
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(shape["B"], shape["H"]) for shape in found["shapes"]] == [(2, 8), (3, 4)]
+    assert [shape["T"] for shape in found["times"]] == [4, 8]
+    for shape in found["shapes"]:
+        assert {"bptt", "nn.RNN"} <= set(shape["milliseconds"])
+        for timing in shape["milliseconds"].values():
+            for of in (timing["forward"], timing["training"]):
+                assert 0 < of["low"] <= of["median"] <= of["high"]
+    table = (tmp_path / "benchmark.md").read_text()
+    assert "| 2, 8 | " in table
+    assert readme.read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
+    assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_benchmark_refuses_to_time_a_wrong_backend(run, tmp_path, monkeypatch, capsys):
+    right = BACKENDS["bptt"]
+    monkeypatch.setitem(BACKENDS, "bptt", lambda *args: tuple(1.0001 * of for of in right(*args)))
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
+    assert "bptt differs from eager at B = 2, H = 8; not timed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

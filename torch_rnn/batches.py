@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 POOL = 50
@@ -36,7 +35,8 @@ class Ragged(Sequence):
     def __init__(
         self, flat: np.ndarray, offsets: np.ndarray, index: np.ndarray, maxlen: int, max_features: int
     ):
-        self.flat, self.ends = flat, offsets[1:][index]
+        self.flat = np.asarray(flat)  # a memory map still, without the class whose every slice is slow
+        self.ends = offsets[1:][index]
         self.starts = np.maximum(offsets[:-1][index], self.ends - maxlen)
         self.max_features = max_features
 
@@ -44,8 +44,13 @@ class Ragged(Sequence):
         return len(self.ends)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        ids = np.asarray(self.flat[self.starts[i] : self.ends[i]])
-        return np.where(ids < self.max_features, ids, 0)
+        return self.take(np.array([i]))[0]
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of these sequences, one after the other, and the lengths (n,)."""
+        slices = [self.flat[self.starts[i] : self.ends[i]] for i in rows]
+        ids = np.concatenate(slices)
+        return np.where(ids < self.max_features, ids, 0), self.ends[rows] - self.starts[rows]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -115,24 +120,50 @@ class Sequences(Dataset):
         return len(self.sequences)
 
     def __getitem__(self, draw: Draw) -> Batch:
-        sequences = [self.sequences[i] for i in draw.rows]
+        if isinstance(self.sequences, Ragged):
+            flat, lengths = self.sequences.take(draw.rows)
+        else:
+            flat, lengths = one_after_the_other([self.sequences[i] for i in draw.rows])
         if self.word_dropout:
-            rng = np.random.default_rng(draw.seed)
-            sequences = [self._thinned(sequence, rng) for sequence in sequences]
-        return collate(sequences, [self.labels[i] for i in draw.rows])
+            flat, lengths = self._thinned(flat, lengths, np.random.default_rng(draw.seed))
+        return Batch(
+            pad(flat, lengths), torch.from_numpy(lengths), stack([self.labels[i] for i in draw.rows])
+        )
 
-    def _thinned(self, sequence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        kept = rng.random(len(sequence)) >= self.word_dropout
-        return sequence[kept] if kept.any() else sequence
+    def _thinned(
+        self, flat: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        kept = rng.random(len(flat), dtype=np.float32) >= self.word_dropout
+        so_far, ends = np.concatenate([[0], np.cumsum(kept)]), np.cumsum(lengths)
+        left = so_far[ends] - so_far[ends - lengths]
+        for i in np.flatnonzero(left == 0):
+            kept[ends[i] - lengths[i] : ends[i]] = True
+            left[i] = lengths[i]
+        return flat[kept], left
 
 
 def collate(sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> Batch:
-    """Pads sequences, and labels where each step has one, to the longest of them."""
-    rows = [torch.from_numpy(np.ascontiguousarray(sequence)) for sequence in sequences]
-    x = pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    if np.ndim(labels[0]):
-        y = pad_sequence([torch.as_tensor(label) for label in labels], batch_first=True)
-    else:
-        y = torch.as_tensor(np.asarray(labels))
-    return Batch(x if x.is_floating_point() else x.long(), lengths, y.long())
+    """Sequences, and labels where each step has one, padded to the longest of them."""
+    flat, lengths = one_after_the_other(sequences)
+    return Batch(pad(flat, lengths), torch.from_numpy(lengths), stack(labels))
+
+
+def one_after_the_other(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences (T, ...) as one array (N, ...), and their lengths (n,)."""
+    return np.concatenate(sequences), np.array([len(sequence) for sequence in sequences])
+
+
+def pad(flat: np.ndarray, lengths: np.ndarray) -> Tensor:
+    """What `one_after_the_other` gave, as (n, T, ...) with zeros behind: ids as int64, floats as they are."""
+    T = int(lengths.max())
+    dtype = np.int64 if flat.dtype.kind in "iu" else flat.dtype
+    x = np.zeros((len(lengths), T, *flat.shape[1:]), dtype)
+    x[np.arange(T) < lengths[:, None]] = flat
+    return torch.from_numpy(x)
+
+
+def stack(labels: Sequence[np.ndarray | int]) -> Tensor:
+    """Labels as (n,), or (n, T) with zeros behind each where they are one a step."""
+    return (
+        pad(*one_after_the_other(labels)) if np.ndim(labels[0]) else torch.from_numpy(np.array(labels)).long()
+    )

@@ -163,7 +163,7 @@ FAULTS = [
     ("(const REAL *)r->h0 + row[i] * H", "(const REAL *)r->h0 + i * H"),
     ("for (int64_t i = live; i < n; i++) memcpy(next", "for (int64_t i = n; i < n; i++) memcpy(next"),
     ("sum[i][v] += in[i * stride + k] * w[v]", "sum[i][v] = in[i * stride + k] * w[v]"),
-    ("columns + r->ids[step] * H, r->bh, H);", "columns + r->ids[step] * H, NULL, H);"),
+    ("if (r->ids) NAME(add)(bias, r->bh, NULL, H);", ""),
     ("t = length_of(r, row[i]); t < T; t++) NAME(add)(h", "t = T; t < T; t++) NAME(add)(h"),
     ("t ? h + (step - 1) * H : h0 + row[i] * H", "h + (t ? step - 1 : step) * H"),
     ("h + (row[live] * T + t) * H", "h + row[live] * T * H"),

@@ -106,33 +106,40 @@ static inline void NAME(prefetch)(const REAL *a, int64_t n) {
     for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(a + j);
 }
 
-/* One tile through all its steps, forward. buffer: 3 (ROWS, STRIDE). */
+/* One tile through all its steps, forward. buffer: 4 (ROWS, STRIDE). */
 static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
     const Recurrence *r = call->r;
     const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
     REAL *now = buffer, *next = buffer + ROWS * STRIDE, *x = buffer + 2 * ROWS * STRIDE, *h = r->h;
-    memset(buffer, 0, (size_t)(3 * ROWS * STRIDE) * sizeof(REAL));
+    REAL *bias = buffer + 3 * ROWS * STRIDE; /* (P,): bh, or zeros where it is in xw already */
+    memset(buffer, 0, (size_t)(4 * ROWS * STRIDE) * sizeof(REAL));
+    if (r->ids) NAME(add)(bias, r->bh, NULL, H);
     for (int64_t i = 0; i < n; i++) memcpy(now + i * STRIDE, (const REAL *)r->h0 + row[i] * H, (size_t)H * sizeof(REAL));
 
     const int64_t longest = length_of(r, row[0]);
     int64_t live = n; /* rows come with the longest first, so those that go on are the first ones */
     for (int64_t t = 0; t < longest; t++) {
         while (length_of(r, row[live - 1]) <= t) live--;
+        const REAL *input[ROWS]; /* each row's own place, or where it has no padding, a copy that has */
+        for (int64_t i = 0; i < ROWS; i++) input[i] = x + i * STRIDE;
         for (int64_t i = 0; i < live; i++) {
             const int64_t step = row[i] * T + t;
+            const REAL *columns = r->columns, *from = (const REAL *)r->xw + step * H;
             if (r->ids) {
-                const REAL *columns = r->columns;
-                NAME(add)(x + i * STRIDE, columns + r->ids[step] * H, r->bh, H);
+                from = columns + r->ids[step] * H;
                 if (t + 2 < length_of(r, row[i])) NAME(prefetch)(columns + r->ids[step + 2] * H, H);
-            } else {
-                NAME(add)(x + i * STRIDE, (const REAL *)r->xw + step * H, NULL, H);
             }
+            if (H == P)
+                input[i] = from;
+            else
+                NAME(add)(x + i * STRIDE, from, NULL, H);
         }
         for (int64_t j = 0; j < P; j += BLOCK) {
             V acc[ROWS][VECTORS];
             for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++) acc[i][v] = *(V *)(x + i * STRIDE + j + v * LANES);
+                for (int v = 0; v < VECTORS; v++)
+                    acc[i][v] = *(const U *)(input[i] + j + v * LANES) + *(V *)(bias + j + v * LANES);
             NAME(multiply)(acc, now, STRIDE, (const REAL *)call->packed + j * H, H);
             for (int i = 0; i < ROWS; i++)
                 for (int v = 0; v < VECTORS; v++)
@@ -264,7 +271,7 @@ static void NAME(sum_columns)(Call *call, int64_t thread) {
 
 static void NAME(forward_work)(Call *call, int64_t thread) {
     const int64_t P = NAME(padded)(call->r->H);
-    REAL *buffer = aligned((size_t)(3 * ROWS * STRIDE) * sizeof(REAL));
+    REAL *buffer = aligned((size_t)(4 * ROWS * STRIDE) * sizeof(REAL));
     if (!buffer) { call->failed = 1; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(forward_tile)(call, tile, buffer);

@@ -7,7 +7,6 @@ it writes benchmark.json, benchmark.png and benchmark.md, the table; --readme pu
 import argparse
 import json
 import multiprocessing
-import platform
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch_rnn.checkpoint import write_atomically
 from torch_rnn.parity import compare, twice_the_error
 from torch_rnn.peers import Contender, keras_is_there, keras_simple_rnn, ours, torch_rnn_module
 from torch_rnn.recurrence import BACKENDS, recurrence, which
-from torch_rnn.timing import Timing, in_turns
+from torch_rnn.timing import Timing, device_name, in_turns
 
 V, T = 10_000, 500
 GRIDS = {
@@ -208,15 +207,6 @@ def into_readme(text: str) -> None:
     write_atomically(README, lambda part: part.write_text(new, encoding="utf-8"))
 
 
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -249,7 +239,12 @@ def main() -> int:
             )
             return 1
     print("every backend agrees with eager on every shape; timing")
-    found = {"device": device, "machine": machine(device), "torch": torch.__version__, "dtype": "float32"}
+    found = {
+        "device": device,
+        "machine": device_name(torch.device(device)),
+        "torch": torch.__version__,
+        "dtype": "float32",
+    }
     found["shapes"] = [row(B, H, T, device, chosen.turns) for B, H in shapes]
     found["times"] = [row(32, 32, steps, device, max(1, chosen.turns // 2)) for steps in TIMES]
     if chosen.imdb:

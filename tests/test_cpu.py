@@ -139,6 +139,34 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.torch_rnn.cpu_forward, inputs, test_utils=tests)
 
 
+def test_the_kernels_refuse_what_would_lead_them_out_of_memory():
+    """`recurrence` has checked before; under torch.compile, or called by itself, the operation has not."""
+    columns, bh, Whh, h0 = torch.randn(9, 5), torch.zeros(5), torch.zeros(5, 5), torch.zeros(3, 5)
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    for bad_ids, lengths, message in (
+        (ids + 9, None, r"x has ids at real steps that are not in 0\.\.8"),
+        (ids - 1, None, "x has ids"),
+        (ids, torch.tensor([7, 8, 0]), r"lengths are not all in 0\.\.7"),
+        (ids, torch.tensor([7, -1, 0]), "lengths are not all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.torch_rnn.cpu_forward(None, bad_ids, columns, bh, Whh, h0, lengths, "tanh")
+    h, _ = torch.ops.torch_rnn.cpu_forward(
+        None, ids + 9, columns, bh, Whh, h0, torch.tensor([0, 0, 0]), "tanh"
+    )
+    assert not h.any()
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(cpu, "Recurrence", type("Recurrence", (ctypes.Structure,), {"_fields_": []}))
+    cpu.library.cache_clear()
+    try:
+        assert cpu.library() is None
+        assert "is of another version" in caplog.text
+    finally:
+        cpu.library.cache_clear()
+
+
 def test_without_the_library_bptt_serves_and_one_warning_says_so(monkeypatch, caplog):
     monkeypatch.setattr(cpu.importlib.machinery, "EXTENSION_SUFFIXES", [".missing"])
     cpu.library.cache_clear()

@@ -20,6 +20,7 @@ from torch_rnn.batches import Batch
 from torch_rnn.checkpoint import write_atomically
 from torch_rnn.classifier import Classifier
 from torch_rnn.datamodule import SequenceData
+from torch_rnn.timing import device_name
 
 PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
 
@@ -78,7 +79,7 @@ def results(
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
         "tokens_per_second": round(float(clock.tokens) / clock.seconds) if clock.seconds else 0,
         "peak_memory": _peak_memory(device),
-        "device": _name(device),
+        "device": device_name(device),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
     }
@@ -146,12 +147,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} CPU threads"

@@ -1,8 +1,13 @@
-"""Timing that can be trusted: in turns within one run, each after a call of its own, medians and spread."""
+"""Timing that can be trusted: in turns within one run, each after a call of its own, medians and spread.
 
+And on what it was: a figure without its machine says nothing.
+"""
+
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,6 +35,16 @@ def in_turns(calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: 
                 call()
                 found[name].append(1000 * (_now() - start))
     return {name: Timing(statistics.median(ms), min(ms), max(ms)) for name, ms in found.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many threads PyTorch has on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} CPU threads"
 
 
 def _now() -> float:

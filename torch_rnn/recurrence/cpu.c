@@ -34,7 +34,7 @@ typedef struct {
     void *packed;      /* Whh or its transpose, as the kernel reads it */
     void *dWhh, *dbh;  /* (threads, ...) each thread's own sums */
     void *tables;      /* (threads - 1, D, H), the other threads' own sums of dcolumns; NULL: dxw is kept instead */
-    int failed;
+    _Atomic int status;
 } Call;
 
 /* One piece of work, done once for each thread number below `threads`, by whoever comes. */
@@ -65,13 +65,15 @@ static void huge_pages(void *memory, size_t bytes) {
 
 /* Rows by length, the longest first and otherwise in their order (a counting sort). */
 static int sort_rows(const Recurrence *r, int64_t *order) {
+    for (int64_t b = 0; b < r->B; b++)
+        if (length_of(r, b) < 0 || length_of(r, b) > r->T) return BAD_LENGTH;
     int64_t *start = calloc((size_t)r->T + 2, sizeof *start);
-    if (!start) return -1;
+    if (!start) return NO_MEMORY;
     for (int64_t b = 0; b < r->B; b++) start[r->T - length_of(r, b) + 1]++;
     for (int64_t i = 0; i <= r->T; i++) start[i + 1] += start[i];
     for (int64_t b = 0; b < r->B; b++) order[start[r->T - length_of(r, b)]++] = b;
     free(start);
-    return 0;
+    return DONE;
 }
 
 /* Each tile, the longest first, goes to the thread with the least to do: the same at each call. */
@@ -232,7 +234,10 @@ int torch_rnn_best(void) {
 #define DISPATCH(name, real) ((void)isa, name##_##real##_generic(r))
 #endif
 
-/* Each returns 0, or -1 where memory ran out. */
+/* How many bytes cpu.py must have in its own picture of the structure. */
+int64_t torch_rnn_size(void) { return sizeof(Recurrence); }
+
+/* Each returns DONE, or why it was not. */
 int torch_rnn_forward_float(const Recurrence *r, int isa) { return DISPATCH(forward, float); }
 int torch_rnn_forward_double(const Recurrence *r, int isa) { return DISPATCH(forward, double); }
 int torch_rnn_backward_float(const Recurrence *r, int isa) { return DISPATCH(backward, float); }

@@ -6,15 +6,16 @@
 #include <stdint.h>
 
 enum { TANH, RELU, LINEAR };
+enum { DONE, NO_MEMORY, BAD_LENGTH, BAD_ID }; /* what a kernel returns */
 
 /* Arrays are dense, in C order. Pointers are to float or double, as the kernel is. */
 typedef struct {
     int64_t B, T, H;
     int64_t nonlinearity, threads;
-    const int64_t *lengths; /* (B,) or NULL: all T */
+    const int64_t *lengths; /* (B,), each in 0..T, or NULL: all T */
     const int64_t *ids;     /* (B, T), or NULL: xw is given */
     const void *xw;         /* (B, T, H): Wxh x + bh; not with ids */
-    const void *columns;    /* (D, H): the columns of Wxh; with ids */
+    const void *columns;    /* (D, H): the columns of Wxh; with ids, each in 0..D-1 */
     const void *bh;         /* (H,); with ids */
     const void *Whh;        /* (H, H) */
     const void *h0;         /* (B, H) */

@@ -23,14 +23,13 @@ from torch_rnn.recurrence.inputs import add_at_ids, project
 log = logging.getLogger(__name__)
 NONLINEARITIES = ("tanh", "relu", "linear")  # by the number that cpu.h gives them
 INSTRUCTIONS = ("avx512", "avx2", "generic")  # by the number that cpu.c gives them, the best first
+NO_MEMORY, BAD_LENGTH, BAD_ID = 1, 2, 3  # what the kernels return, as cpu.h has it
 SIZES = ("B", "T", "H", "nonlinearity", "threads")
 ARRAYS = (
     "lengths", "ids", "xw", "columns", "bh", "Whh", "h0", "h", "hT", "dh", "dhT", "dxw", "dcolumns",
     "dbh", "dWhh", "dh0",
 )  # fmt: skip
-
-
-_KEPT = threading.local()
+_KEPT = threading.local()  # each thread's scratch memory
 
 
 class Recurrence(ctypes.Structure):
@@ -54,9 +53,14 @@ def library() -> ctypes.CDLL | None:
             except OSError as error:
                 log.warning("the fused CPU backend cannot be loaded (%s); bptt serves", error)
                 return None
+            if kernels.torch_rnn_size() != ctypes.sizeof(Recurrence):
+                log.warning(
+                    "the fused CPU backend is of another version: pip install torch_rnn anew; bptt serves"
+                )
+                return None
             _share_threads(kernels)
             return kernels
-    log.warning("the fused CPU backend was not built, as there was no C compiler; bptt serves")
+    log.warning("the fused CPU backend was not built (it needs a C compiler); bptt serves")
     return None
 
 
@@ -105,7 +109,7 @@ def forward(
     """(xw, Whh, h0) -> (h, hT); or ids, columns = Wxh^T (D, H) and bh in place of xw."""
     h, hT = _states(xw, ids, h0)
     given = {"xw": xw, "ids": ids, "columns": columns, "bh": bh, "Whh": Whh, "h0": h0, "lengths": lengths}
-    _call("forward", given, {"h": h, "hT": hT}, nonlinearity)
+    _call("forward", given, {"h": h, "hT": hT}, nonlinearity, 0 if columns is None else len(columns))
     return h, hT
 
 
@@ -198,5 +202,10 @@ def _call(name: str, given: dict[str, Tensor | None], made: dict[str, Tensor], n
     )  # fmt: skip
     real = "float" if h.dtype == torch.float32 else "double"
     kernel = getattr(library(), f"torch_rnn_{name}_{real}")
-    if kernel(ctypes.byref(problem), instructions()) != 0:
+    status = kernel(ctypes.byref(problem), instructions())
+    if status == NO_MEMORY:
         raise MemoryError(f"the {name} pass of {tuple(h.shape)} states found no memory")
+    if status == BAD_LENGTH:
+        raise ValueError(f"lengths are not all in 0..{h.shape[1]}, the steps of x")
+    if status == BAD_ID:
+        raise ValueError(f"x has ids at real steps that are not in 0..{D - 1}")

@@ -107,7 +107,7 @@ static inline void NAME(prefetch)(const REAL *a, int64_t n) {
 }
 
 /* One tile through all its steps, forward. buffer: 4 (ROWS, STRIDE). */
-static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
+static void NAME(forward_tile)(Call *call, int64_t tile, REAL *buffer) {
     const Recurrence *r = call->r;
     const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
@@ -127,6 +127,10 @@ static void NAME(forward_tile)(const Call *call, int64_t tile, REAL *buffer) {
             const int64_t step = row[i] * T + t;
             const REAL *columns = r->columns, *from = (const REAL *)r->xw + step * H;
             if (r->ids) {
+                if (r->ids[step] < 0 || r->ids[step] >= r->D) {
+                    call->status = BAD_ID;
+                    return;
+                }
                 from = columns + r->ids[step] * H;
                 if (t + 2 < length_of(r, row[i])) NAME(prefetch)(columns + r->ids[step + 2] * H, H);
             }
@@ -272,7 +276,7 @@ static void NAME(sum_columns)(Call *call, int64_t thread) {
 static void NAME(forward_work)(Call *call, int64_t thread) {
     const int64_t P = NAME(padded)(call->r->H);
     REAL *buffer = aligned((size_t)(4 * ROWS * STRIDE) * sizeof(REAL));
-    if (!buffer) { call->failed = 1; return; }
+    if (!buffer) { call->status = NO_MEMORY; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(forward_tile)(call, tile, buffer);
     free(buffer);
@@ -281,7 +285,7 @@ static void NAME(forward_work)(Call *call, int64_t thread) {
 static void NAME(backward_work)(Call *call, int64_t thread) {
     const int64_t P = NAME(padded)(call->r->H);
     REAL *buffer = aligned((size_t)((3 + 2 * NAME(chunk)(P)) * ROWS * STRIDE) * sizeof(REAL));
-    if (!buffer) { call->failed = 1; return; }
+    if (!buffer) { call->status = NO_MEMORY; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(backward_tile)(call, tile, thread, buffer);
     free(buffer);
@@ -308,8 +312,9 @@ static int NAME(run)(const Recurrence *given, int backward) {
     call.order = aligned((size_t)(r.B + call.tiles) * sizeof(int64_t));
     call.packed = aligned((size_t)(P * r.H) * sizeof(REAL));
     call.dWhh = aligned((size_t)sums * sizeof(REAL));
-    int status = -1;
-    if (call.order && call.packed && call.dWhh && sort_rows(&r, call.order) == 0) {
+    call.status = NO_MEMORY;
+    if (call.order && call.packed && call.dWhh) call.status = sort_rows(&r, call.order);
+    if (call.status == DONE) {
         call.owner = call.order + r.B;
         call.dbh = (REAL *)call.dWhh + r.threads * P * P;
         memset(call.dWhh, 0, (size_t)sums * sizeof(REAL));
@@ -317,9 +322,8 @@ static int NAME(run)(const Recurrence *given, int backward) {
         NAME(pack)(call.packed, r.Whh, r.H, !backward);
         huge_pages(backward ? r.dxw : r.h, (size_t)(r.B * r.T * r.H) * sizeof(REAL));
         run_threads(&call, r.threads, all, backward ? NAME(backward_work) : NAME(forward_work));
-        status = call.failed ? -1 : 0;
     }
-    if (backward && status == 0) {
+    if (backward && call.status == DONE) {
         for (int64_t j = 0; j < r.H; j++)
             NAME(reduce)((REAL *)r.dWhh + j * r.H, (REAL *)call.dWhh + j * P, r.threads, P * P, r.H);
         if (r.ids) {
@@ -328,7 +332,7 @@ static int NAME(run)(const Recurrence *given, int backward) {
         }
     }
     free(call.order), free(call.packed), free(call.dWhh), free(call.tables);
-    return status;
+    return call.status;
 }
 
 static int NAME(forward)(const Recurrence *r) { return NAME(run)(r, 0); }

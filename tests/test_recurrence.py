@@ -4,6 +4,7 @@ import pytest
 import torch
 from ladder import READOUTS, SHAPES, Shape, rung_2, rung_3, states_and_gradients
 
+from torch_rnn.parity import assert_parity, twice_the_error
 from torch_rnn.recurrence import BACKENDS, recurrence, which
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
 
@@ -31,6 +32,25 @@ def test_eager_agrees_with_the_reference(shape, readout, C, dtype, device):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_backend_agrees_with_eager(backend, shape, dtype, nonlinearity, device):
     rung_3(backend, shape, dtype, nonlinearity, device)
+
+
+@pytest.mark.parametrize(("B", "H"), [(8, 32), (256, 8)])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
+def test_sums_over_many_steps_lose_few_bits(backend, B, H):
+    """dbh and dWhh are sums of B T terms, and an orthogonal Whh lets none of them vanish."""
+    found = {}
+    for name, dtype in (("truth", torch.float64), ("eager", torch.float32), (backend, torch.float32)):
+        g = torch.Generator().manual_seed(0)
+        ids = torch.randint(10_000, (B, 500), generator=g)
+        Wxh, Whh = torch.randn(10_000, H, generator=g) / 10, torch.empty(H, H)
+        torch.nn.init.orthogonal_(Whh, generator=g)
+        weights = [w.to(dtype).requires_grad_() for w in (Wxh.t(), torch.zeros(H), Whh)]
+        _, hT = recurrence(ids, *weights, backend="eager" if name == "truth" else name, final=True)
+        found[name] = torch.autograd.grad(hT.sum(), weights)
+    for name, got, near, truth in zip(
+        ("dWxh", "dbh", "dWhh"), found[backend], found["eager"], found["truth"], strict=True
+    ):
+        assert_parity(name, got, truth, torch.float32, twice_the_error(near, truth))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

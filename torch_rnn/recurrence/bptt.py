@@ -4,11 +4,13 @@
 
     da[t]   = tanh'(a[t]) * (dh[t] + Whh^T da[t+1])          tanh'(a) = 1 - tanh(a)^2
     dxw[t]  = da[t]
-    dWhh    = sum over t of da[t] h[t-1]^T                   one large product, after the loop
+    dWhh    = sum over t of da[t] h[t-1]^T                   large products, after the loop
     dh0     = Whh^T da[0]
 
 Where a row is past its length, h[t] = h[t-1]: there da[t] = 0, and dh passes through unchanged.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -85,8 +87,14 @@ def derivatives(
         das.append(da)
     dxw = torch.stack(das[::-1]) if das else torch.zeros_like(hs)
     before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
-    dWhh = dxw.flatten(0, 1).t() @ before.flatten(0, 1)
-    return dxw.transpose(0, 1), dWhh, dh_next
+    return dxw.transpose(0, 1), _sum_of_products(dxw, before), dh_next
+
+
+def _sum_of_products(da: Tensor, h: Tensor) -> Tensor:
+    """The sum over t and b of da[t, b] h[t, b]^T. Of sqrt(T) short sums fewer bits are lost than of one long."""
+    pieces = [piece.split(math.isqrt(len(da)) or 1) for piece in (da, h)]
+    products = [da.flatten(0, 1).t() @ h.flatten(0, 1) for da, h in zip(*pieces, strict=True)]
+    return torch.stack(products).sum(dim=0)
 
 
 def _steps_without_padding(lengths: Tensor | None, T: int) -> int:

@@ -217,12 +217,12 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
             if (dh) NAME(add)(carry + i * STRIDE, carry + i * STRIDE, dh + step * H, H);
         }
         for (int64_t j = 0; j < P; j += LANES) {
-            V sum = *(V *)(bias + j);
+            V sum = {0}; /* of the step's rows first, then of the chunk's steps, then of the chunks */
             for (int64_t i = 0; i < live; i++) {
                 const V derivative = NAME(derivative)(*(V *)(state + i * STRIDE + j), r->nonlinearity);
                 sum += *(V *)(da + i * STRIDE + j) = derivative * *(V *)(carry + i * STRIDE + j);
             }
-            *(V *)(bias + j) = sum;
+            *(V *)(bias + j) += sum;
         }
         for (int64_t i = 0; i < live; i++) {
             const int64_t step = row[i] * T + t;

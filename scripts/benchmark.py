@@ -16,7 +16,7 @@ import torch
 from torch_rnn.checkpoint import write_atomically
 from torch_rnn.parity import compare, twice_the_error
 from torch_rnn.peers import Contender, keras_is_there, keras_simple_rnn, ours, torch_rnn_module
-from torch_rnn.recurrence import BACKENDS, recurrence, which
+from torch_rnn.recurrence import BACKENDS, available, recurrence
 from torch_rnn.timing import Timing, device_name, in_turns
 
 V, T = 10_000, 500
@@ -31,8 +31,9 @@ BEGIN, END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
 
 
 def backends(device: str) -> list[str]:
-    names = [name for name in BACKENDS if name != "cpu" or (device == "cpu" and which() == "cpu")]
-    return [name for name in names if name != "eager"]
+    """Those that are timed: not the definition, and on the CPU not Triton, whose interpreter is slow."""
+    left_out = {"eager", "triton"} if device == "cpu" else {"eager"}
+    return [name for name in available(device) if name not in left_out]
 
 
 def is_right(backend: str, B: int, H: int, device: str) -> bool:

@@ -7,6 +7,7 @@ faults, each of which must make its rung fail.
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from torch_rnn.parity import (
     central_differences,
     twice_the_error,
 )
+from torch_rnn.recurrence import available
 from torch_rnn.recurrence.inputs import real_steps
 from torch_rnn.reference import CLIP, PARAMETERS
 
@@ -75,6 +77,12 @@ def rows(x: Tensor, lengths: Tensor | None, y: Tensor, readout: str) -> tuple[li
     return sequences, [
         row[:end].numpy() if readout == "every" else row for row, end in zip(y, ends, strict=True)
     ]
+
+
+def skip_unless_it_runs(backend: str, device: str) -> None:
+    """Skips the test where the backend does not run on that device of this machine."""
+    if backend not in available(device):
+        pytest.skip(f"{backend} does not run on {device} here")
 
 
 def rung_1(reference: type[NumpyRNN], shape: Shape, readout: str, C: int) -> None:

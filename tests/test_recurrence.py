@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from ladder import READOUTS, SHAPES, Shape, rung_2, rung_3, states_and_gradients
+from ladder import READOUTS, SHAPES, rung_2, rung_3, skip_unless_it_runs, states_and_gradients
 
 from torch_rnn.parity import assert_parity, twice_the_error
-from torch_rnn.recurrence import BACKENDS, recurrence, which
+from torch_rnn.recurrence import BACKENDS, available, recurrence, which
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
 
 DTYPES = (torch.float64, torch.float32)
+ON_CPU = available("cpu")
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
 
 
@@ -31,11 +32,12 @@ def test_eager_agrees_with_the_reference(shape, readout, C, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_backend_agrees_with_eager(backend, shape, dtype, nonlinearity, device):
+    skip_unless_it_runs(backend, device)
     rung_3(backend, shape, dtype, nonlinearity, device)
 
 
 @pytest.mark.parametrize(("B", "H"), [(8, 32), (256, 8)])
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
+@pytest.mark.parametrize("backend", ["bptt", "cpu"])
 def test_sums_over_many_steps_lose_few_bits(backend, B, H):
     """dbh and dWhh are sums of B T terms, and an orthogonal Whh lets none of them vanish."""
     found = {}
@@ -53,7 +55,7 @@ def test_sums_over_many_steps_lose_few_bits(backend, B, H):
         assert_parity(name, got, truth, torch.float32, twice_the_error(near, truth))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_first_and_second_derivatives(backend):
     g = torch.Generator().manual_seed(0)
     x, Wxh, bh, Whh, h0 = (
@@ -65,11 +67,12 @@ def test_first_and_second_derivatives(backend):
         def run(*tensors, lengths=lengths):
             return recurrence(*tensors, lengths, backend=backend)
 
-        assert torch.autograd.gradcheck(run, (x, Wxh, bh, Whh, h0))
-        assert torch.autograd.gradgradcheck(run, (x, Wxh, bh, Whh, h0))
+        fast = backend == "triton"  # whose interpreter is slow: random projections of all entries at once
+        assert torch.autograd.gradcheck(run, (x, Wxh, bh, Whh, h0), fast_mode=fast)
+        assert torch.autograd.gradgradcheck(run, (x, Wxh, bh, Whh, h0), fast_mode=fast)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_past_its_length_a_row_keeps_its_state(backend):
     x, Wxh, bh, Whh = torch.randn(3, 5, 2), torch.randn(4, 2), torch.randn(4), torch.randn(4, 4)
     h0 = torch.randn(3, 4)
@@ -79,7 +82,7 @@ def test_past_its_length_a_row_keeps_its_state(backend):
     assert not torch.equal(h[2, 3], h[2, 4])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_empty_batch_and_no_steps(backend):
     Wxh, bh, Whh = torch.randn(4, 2, requires_grad=True), torch.randn(4), torch.randn(4, 4)
     for B, T in ((0, 5), (3, 0), (0, 0)):
@@ -91,7 +94,7 @@ def test_empty_batch_and_no_steps(backend):
             assert not dWxh.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_only_what_needs_a_gradient_gets_one(backend):
     x, Wxh, bh, Whh = torch.randn(2, 3, 2), torch.randn(4, 2), torch.randn(4), torch.randn(4, 4)
     assert not recurrence(x, Wxh, bh, Whh, backend=backend).requires_grad
@@ -104,7 +107,7 @@ def test_only_what_needs_a_gradient_gets_one(backend):
         wanted.requires_grad_(False).grad = None
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_same_input_same_bits(backend):
     shape = SHAPES[-1]
     first, second = (states_and_gradients(backend, shape, torch.float32, "tanh", "cpu") for _ in range(2))
@@ -192,8 +195,8 @@ def test_takes_ids_and_lengths_of_any_integer_type(dtype):
 @pytest.mark.cuda
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_on_cuda_the_host_never_waits(backend):
-    shape = Shape(4, 9, 6, 37, ids=True, lengths=(1, 9, 0, 5))
-    lengths = torch.tensor(shape.lengths, device="cuda")
+    skip_unless_it_runs(backend, "cuda")
+    lengths = torch.tensor((1, 9, 0, 5), device="cuda")
     x, weights = (
         torch.randint(6, (4, 9), device="cuda"),
         [torch.randn(*s, device="cuda", requires_grad=True) for s in ((37, 6), (37,), (37, 37))],

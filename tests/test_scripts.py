@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch_rnn import RNN, parity
-from torch_rnn.recurrence import BACKENDS
+from torch_rnn.recurrence import BACKENDS, available
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -50,12 +50,12 @@ def test_compare_numpy_finds_every_tensor_in_tolerance(run, tmp_path, capsys, dt
     found = json.loads((tmp_path / "found.json").read_text())
     names = ["h", "logits", "loss", "dWxh", "dWhh", "dWhy", "dbh", "dby"]
     names += [f"{name} after 2 steps" for name in ("Wxh", "Whh", "Why", "bh", "by")]
-    assert set(found["differences"]) == set(BACKENDS)
+    assert set(found["differences"]) == set(available("cpu")) - {"triton"}
     for rows in found["differences"].values():
         assert sorted(row["name"] for row in rows) == sorted(names)
         assert all(row["holds"] and row["relative"] <= row["tolerance"] < 1e-3 for row in rows)
     assert found["batch"] == {"B": 32, "T": 500, "V": 10000, "H": 32}
-    assert set(found["milliseconds_per_step"]) == {"NumPy", *BACKENDS}
+    assert set(found["milliseconds_per_step"]) == {"NumPy"} | set(found["differences"])
     assert "OUT" not in capsys.readouterr().out
 
 

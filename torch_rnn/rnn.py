@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from torch_rnn.checkpoint import load_weights, save_weights
 from torch_rnn.loss import check_labels, cross_entropy, most_probable
-from torch_rnn.recurrence import recurrence, which
+from torch_rnn.recurrence import check_backend, recurrence
 from torch_rnn.recurrence.checks import DTYPES, check_tensor, check_values
 from torch_rnn.recurrence.inputs import real_steps
 from torch_rnn.reference import CLIP, PARAMETERS, NumpyRNN
@@ -34,7 +34,7 @@ class RNN(nn.Module):
                  real steps, or "every" state, a y each.
     init         "orthogonal": semi-orthogonal matrices (Saxe et al., 2014), zero biases.
                  "seed": normal * 0.01, zero biases.
-    backend      of the recurrence: "auto", "eager", "bptt" or "cpu".
+    backend      of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
     device, dtype  of the parameters; dtype float32 or float64.
 
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Raises TypeError or ValueError for a
@@ -56,7 +56,7 @@ class RNN(nn.Module):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         _check_settings(input_size, hidden_size, output_size, readout, init, dtype)
-        which(backend)
+        check_backend(backend)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.readout, self.init, self.backend = readout, init, backend
 

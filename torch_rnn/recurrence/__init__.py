@@ -14,9 +14,11 @@ from torch_rnn.recurrence.checks import check
 from torch_rnn.recurrence.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.recurrence.eager import eager
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
+from torch_rnn.recurrence.triton_backend import proven, triton_backend
+from torch_rnn.recurrence.triton_backend import runs_on as triton_runs_on
 
 log = logging.getLogger(__name__)
-BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu}
+BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend}
 
 
 def recurrence(
@@ -65,16 +67,36 @@ def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
 
     Raises ValueError for a backend that does not exist, or does not run there.
     """
-    on_cpu = torch.device(device).type == "cpu"
+    device = torch.device(device)
+    check_backend(backend)
     if backend == "auto":
-        return _announced("cpu" if on_cpu and library() else "bptt", torch.device(device).type)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; it must be one of auto, {', '.join(BACKENDS)}")
-    if backend == "cpu" and not on_cpu:
-        raise ValueError(f"backend is 'cpu'; on {device} it must be one of auto, eager, bptt")
-    if backend == "cpu" and not library():
-        raise ValueError("backend is 'cpu', which was not built here; it must be one of auto, eager, bptt")
+        return _announced(_fastest(device), device.type)
+    allowed = available(device)
+    if backend not in allowed:
+        why = ", which was not built here" if backend == "cpu" == device.type else ""
+        raise ValueError(
+            f"backend is {backend!r}{why}; on {device} it must be one of auto, {', '.join(allowed)}"
+        )
     return backend
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError for a name that is no backend's; whether it runs here is not asked."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {backend!r}; it must be one of auto, {', '.join(BACKENDS)}")
+
+
+def available(device: torch.device | str) -> list[str]:
+    """The backends that run on a device."""
+    on_cpu = torch.device(device).type == "cpu"
+    runs = {"cpu": on_cpu and library() is not None, "triton": triton_runs_on(device)}
+    return [name for name in BACKENDS if runs.get(name, True)]
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu" if library() else "bptt"
+    return "triton" if proven(device) else "bptt"
 
 
 @cache

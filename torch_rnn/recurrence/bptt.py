@@ -87,14 +87,23 @@ def derivatives(
         das.append(da)
     dxw = torch.stack(das[::-1]) if das else torch.zeros_like(hs)
     before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
-    return dxw.transpose(0, 1), _sum_of_products(dxw, before), dh_next
+    return dxw.transpose(0, 1), sum_of_products(dxw, before), dh_next
 
 
-def _sum_of_products(da: Tensor, h: Tensor) -> Tensor:
-    """The sum over t and b of da[t, b] h[t, b]^T. Of sqrt(T) short sums fewer bits are lost than of one long."""
-    pieces = [piece.split(math.isqrt(len(da)) or 1) for piece in (da, h)]
-    products = [da.flatten(0, 1).t() @ h.flatten(0, 1) for da, h in zip(*pieces, strict=True)]
-    return torch.stack(products).sum(dim=0)
+def sum_of_products(da: Tensor, h: Tensor) -> Tensor:
+    """The sum over t and b of da[t, b] h[t, b]^T; both are (T, B, H).
+
+    About sqrt(T) short sums, then their sum: fewer bits are lost than in one long one.
+    """
+    T, B, H = da.shape
+    size = math.isqrt(T) or 1
+    whole = T // size * size
+
+    def pieces(x: Tensor) -> Tensor:
+        return x[:whole].reshape(T // size, size * B, H)
+
+    rest = da[whole:].flatten(0, 1).t() @ h[whole:].flatten(0, 1)
+    return torch.bmm(pieces(da).mT, pieces(h)).sum(dim=0) + rest
 
 
 def _steps_without_padding(lengths: Tensor | None, T: int) -> int:

@@ -27,5 +27,6 @@ def project(x: Tensor, Wxh: Tensor, bh: Tensor, lengths: Tensor | None) -> Tenso
         padded = ~real_steps(lengths, x.shape[1])
         x = x.masked_fill(padded if x.dim() == 2 else padded[..., None], 0)
     x = x.transpose(0, 1)  # (T, B) or (T, B, D)
-    xw = F.linear(x, Wxh, bh) if x.is_floating_point() else F.embedding(x, Wxh.t()) + bh
+    with torch.autocast(x.device.type, enabled=False):
+        xw = F.linear(x, Wxh, bh) if x.is_floating_point() else F.embedding(x, Wxh.t()) + bh
     return xw.transpose(0, 1)

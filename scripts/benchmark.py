@@ -15,14 +15,28 @@ import torch
 
 from torch_rnn.checkpoint import write_atomically
 from torch_rnn.parity import compare, twice_the_error
-from torch_rnn.peers import Contender, keras_is_there, keras_simple_rnn, ours, torch_rnn_module
+from torch_rnn.peers import (
+    Contender,
+    as_one_graph,
+    keras_is_there,
+    keras_simple_rnn,
+    ours,
+    torch_rnn_module,
+    training_step,
+)
 from torch_rnn.recurrence import BACKENDS, available, recurrence
 from torch_rnn.timing import Timing, device_name, in_turns
 
 V, T = 10_000, 500
 GRIDS = {
-    "small": [(32, 32), (128, 32), (32, 128), (128, 128), (128, 256)],
-    "full": [(B, H) for B in (1, 8, 32, 128, 256) for H in (8, 32, 64, 128, 256)],
+    "cpu": {
+        "small": [(32, 32), (128, 32), (32, 128), (128, 128), (128, 256)],
+        "full": [(B, H) for B in (1, 8, 32, 128, 256) for H in (8, 32, 64, 128, 256)],
+    },
+    "cuda": {
+        "small": [(32, 32), (128, 32), (128, 64), (128, 128), (128, 512)],
+        "full": [(B, H) for B in (32, 128, 256) for H in (32, 64, 128, 256, 512, 1024)],
+    },
 }
 TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
 PEER = "nn.RNN"
@@ -31,13 +45,15 @@ BEGIN, END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
 
 
 def backends(device: str) -> list[str]:
-    """Those that are timed: not the definition, and on the CPU not Triton, whose interpreter is slow."""
-    left_out = {"eager", "triton"} if device == "cpu" else {"eager"}
-    return [name for name in available(device) if name not in left_out]
+    """Those that are timed; on the CPU not the definition, nor Triton, whose interpreter is for tests."""
+    return [name for name in available(device) if device == "cuda" or name not in ("eager", "triton")]
 
 
 def is_right(backend: str, B: int, H: int, device: str) -> bool:
-    """Whether its error against the float64 truth is at most twice eager's own, on this very shape."""
+    """Whether its error against the float64 truth is at most twice eager's own, on this very shape.
+
+    Under autocast eager's own is that of its bfloat16 products.
+    """
     found = {}
     for name, dtype in (("truth", torch.float64), ("eager", torch.float32), (backend, torch.float32)):
         g = torch.Generator().manual_seed(0)
@@ -50,7 +66,7 @@ def is_right(backend: str, B: int, H: int, device: str) -> bool:
         _, hT = recurrence(ids, *weights, backend="eager" if name == "truth" else name, final=True)
         found[name] = [hT.detach(), *torch.autograd.grad(hT.sum(), weights)]
     for got, eager, truth in zip(found[backend], found["eager"], found["truth"], strict=True):
-        if not compare(backend, got, truth, torch.float32, twice_the_error(eager, truth)).holds:
+        if not compare(backend, got, truth, torch.float32, twice_the_error(eager.float(), truth)).holds:
             return False
     return True
 
@@ -90,6 +106,18 @@ def row(B: int, H: int, T: int, device: str, turns: int, lengths: torch.Tensor |
             name: round(1000 * tokens / of["training"].median) for name, of in timings.items()
         },
     }
+
+
+def training_steps(B: int, H: int, device: str, turns: int) -> dict:
+    """A whole training step: launch by launch, and on a GPU as one CUDA graph."""
+    ids, lengths = torch.randint(V, (B, T), device=device), torch.randint(1, T + 1, (B,), device=device)
+    labels = torch.randint(2, (B,), device=device)
+    step = training_step(ids, lengths, labels, V, H)
+    calls = {"launch by launch": step}
+    if device == "cuda":
+        calls["one CUDA graph"] = as_one_graph(step)
+    timings = in_turns(calls, turns)
+    return {"B": B, "H": H, "milliseconds": {name: timing._asdict() for name, timing in timings.items()}}
 
 
 def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
@@ -152,7 +180,7 @@ def table(found: dict) -> str:
             median = shape["milliseconds"][name]["training"]["median"]
             cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
         lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
-    lines += ["", *_of_lengths(found.get("imdb_lengths", []))]
+    lines += ["", *_of_lengths(found.get("imdb_lengths", [])), *_of_steps(found["training_step"])]
     if not found["peak_memory"]["bytes"]:
         return "\n".join(lines) + "\n"
     held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in found["peak_memory"]["bytes"].items())
@@ -165,12 +193,26 @@ def _of_lengths(shapes: list[dict]) -> list[str]:
     lines = []
     for shape in shapes:
         of = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
-        padded, packed, fused = of[PEER], of[f"{PEER}, packed"], of.get("cpu", of["bptt"])
+        padded, packed, fused = (
+            of[PEER],
+            of[f"{PEER}, packed"],
+            min(of[name] for name in of if name in BACKENDS),
+        )
         lines.append(
             f"With the lengths of a batch of IMDB reviews (B = {shape['B']}, H = {shape['H']}, "
             f"T = {shape['T']}): {fused:.1f} ms; `nn.RNN` takes {padded:.1f} padded, {packed:.1f} packed.  "
         )
     return [*lines, ""] if lines else []
+
+
+def _of_steps(shapes: list[dict]) -> list[str]:
+    lines = [
+        "A whole training step (lengths of 1 to T; forward, backward, clipping, fused Adam on all of Wxh):  "
+    ]
+    for shape in shapes:
+        times = ", ".join(f"{ms['median']:.2f} ms {how}" for how, ms in shape["milliseconds"].items())
+        lines.append(f"B = {shape['B']}, H = {shape['H']}: {times}.  ")
+    return [*lines, ""]
 
 
 def draw(found: dict, picture: Path) -> None:
@@ -210,8 +252,9 @@ def into_readme(text: str) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--grid", choices=GRIDS, default="small")
+    parser.add_argument("--device", choices=GRIDS, default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    parser.add_argument("--grid", choices=("small", "full"), default="small")
     parser.add_argument("--turns", type=int, default=5, help="of 3 calls each (default: 5)")
     parser.add_argument("--imdb", action="store_true", help="time the lengths of IMDB's reviews as well")
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
@@ -227,37 +270,44 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def main() -> int:
-    chosen = arguments()
-    torch.manual_seed(0)
-    shapes, device = GRIDS[chosen.grid], chosen.device
-    for B, H in shapes:
-        wrong = [backend for backend in backends(device) if not is_right(backend, B, H, device)]
-        if wrong:
-            print(
-                f"error: {', '.join(wrong)} differs from eager at B = {B}, H = {H}; not timed",
-                file=sys.stderr,
-            )
-            return 1
-    print("every backend agrees with eager on every shape; timing")
+def measured(chosen: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
+    """All that benchmark.json holds."""
+    device, turns = chosen.device, chosen.turns
     found = {
         "device": device,
         "machine": device_name(torch.device(device)),
         "torch": torch.__version__,
-        "dtype": "float32",
+        "dtype": chosen.dtype,
     }
-    found["shapes"] = [row(B, H, T, device, chosen.turns) for B, H in shapes]
-    found["times"] = [row(32, 32, steps, device, max(1, chosen.turns // 2)) for steps in TIMES]
+    found["shapes"] = [row(B, H, T, device, turns) for B, H in shapes]
+    found["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
     if chosen.imdb:
-        of = {
-            B: imdb_lengths(B, getattr(chosen, "data.root")).to(device)
-            for B in {B for B, _ in shapes if B >= 32}
-        }
+        root = getattr(chosen, "data.root")
+        of = {B: imdb_lengths(B, root).to(device) for B in {B for B, _ in shapes if B >= 32}}
         found["imdb_lengths"] = [
-            row(B, H, int(of[B].max()), device, chosen.turns, of[B]) for B, H in shapes if B in of
+            row(B, H, int(of[B].max()), device, turns, of[B]) for B, H in shapes if B in of
         ]
+    found["training_step"] = [training_steps(B, H, device, turns) for B, H in shapes]
     B, H = shapes[-2]
     found["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
+    return found
+
+
+def main() -> int:
+    chosen = arguments()
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False  # else nn.RNN is timed on products of 10 bits
+    shapes, device = GRIDS[chosen.device][chosen.grid], chosen.device
+    with torch.autocast(device, torch.bfloat16, enabled=chosen.dtype == "bfloat16"):
+        for B, H in shapes:
+            if wrong := [backend for backend in backends(device) if not is_right(backend, B, H, device)]:
+                print(
+                    f"error: {', '.join(wrong)} differs from eager at B = {B}, H = {H}; not timed",
+                    file=sys.stderr,
+                )
+                return 1
+        print("every backend agrees with eager on every shape; timing")
+        found = measured(chosen, shapes)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, text in (("json", json.dumps(found, indent=2) + "\n"), ("md", table(found))):
         write_atomically(

@@ -102,7 +102,7 @@ def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys)
 
 
 SMALL = {
-    "GRIDS": {"small": [(2, 8), (3, 4)]}, "T": 12, "V": 20, "TIMES": (4, 8),
+    "GRIDS": {"cpu": {"small": [(2, 8), (3, 4)]}}, "T": 12, "V": 20, "TIMES": (4, 8),
     "memory": lambda *args: {"bptt": 2**20}, "keras_is_there": lambda: False,
 }  # fmt: skip
 
@@ -114,6 +114,7 @@ def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path)
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert [(shape["B"], shape["H"]) for shape in found["shapes"]] == [(2, 8), (3, 4)]
     assert [shape["T"] for shape in found["times"]] == [4, 8]
+    assert all(of["milliseconds"]["launch by launch"]["median"] > 0 for of in found["training_step"])
     for shape in found["shapes"]:
         assert {"bptt", "nn.RNN"} <= set(shape["milliseconds"])
         for timing in shape["milliseconds"].values():

@@ -5,13 +5,16 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from ladder import SHAPES, Shape, rung_3, states_and_gradients
 
+from torch_rnn import RNN
 from torch_rnn.parity import assert_parity, twice_the_error
 from torch_rnn.recurrence import recurrence, which
+from torch_rnn.recurrence.graphs import in_a_graph
 
 backend = importlib.import_module("torch_rnn.recurrence.triton_backend")
 steps = importlib.import_module("torch_rnn.recurrence.triton_steps")
@@ -33,6 +36,16 @@ def step_by_step(monkeypatch):
 def bf16():
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         yield
+
+
+def rung_3_in_bf16(shape: Shape) -> None:
+    """The error against the float64 truth is at most twice that of eager under autocast, and a floor."""
+    truth = states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
+    with bf16():
+        near = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)
+        got = states_and_gradients("triton", shape, torch.float32, "tanh", DEVICE)
+    for name, want in truth.items():
+        assert_parity(name, got[name], want, torch.float32, twice_the_error(near[name].float(), want))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -63,12 +76,7 @@ def test_tanh_is_right_to_a_few_units_and_never_beyond_1(step_by_step, dtype):
 def test_bf16_errs_no_more_than_twice_as_eager_does_under_autocast(monkeypatch, shape, fits):
     if not fits:
         monkeypatch.setattr(backend, "_fits", lambda *_: False)
-    truth = states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
-    with bf16():
-        near = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)
-        got = states_and_gradients("triton", shape, torch.float32, "tanh", DEVICE)
-    for name, want in truth.items():
-        assert_parity(name, got[name], want, torch.float32, twice_the_error(near[name].float(), want))
+    rung_3_in_bf16(shape)
 
 
 def test_the_precision_of_the_forward_pass_is_that_of_the_backward_pass():
@@ -222,3 +230,140 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     for *variant, stack, shared, room in lines:
         assert int(stack) == 0 or "*fp64" in variant, f"{variant} spills {stack} bytes"
         assert int(shared) <= int(room), f"{variant} needs {shared} bytes of shared memory"
+
+
+KERNEL_FAULTS = [
+    ("WhhT + k * H + j", "WhhT + j * H + k"),
+    ("h = tl.where((t < n)[:, None], h_next, h)", "h = h_next"),
+    ("x, x_next = x_next, x_after", "x, x_next = x_after, x_next"),
+    ("found = read_ids(ids, row, t + 3, n, T, D)", "found = read_ids(ids, row, t + 2, n, T, D)"),
+    ("apply(product(h, W, PRECISION) + (x + bias)", "apply(product(h, W, PRECISION) + x"),
+    (
+        "h = tl.load(h0 + row[:, None] * H + j, mask=inside, other=0.0)",
+        "h = tl.zeros([ROWS, P], h0.dtype.element_ty)",
+    ),
+    ("    for t in range(steps, T):\n", "    for t in range(steps + 1, T):\n"),
+    ("tl.store(das + t * step + at, tl.zeros_like(dh)", "tl.store(das + t * step + at, dh"),
+    ("dh = tl.where(real, product(da, W, PRECISION), dh)", "dh = product(da, W, PRECISION)"),
+    ("da = tl.where(real, derivative(h, NONLINEARITY) * dh, 0.0)", "da = derivative(h, NONLINEARITY) * dh"),
+    ("h, h_next = h_next, h_after", "h, h_next = h_after, h_next"),
+    ("d = 1.0 - h * h", "d = 1.0 - h"),
+    ("            dh += up\n", ""),
+    ("        dh += tl.load(dhT + at, mask=inside, other=0.0)", "        dh = dh"),
+    ("for at in range(first, end, ROWS)", "for at in range(first, end - 1, ROWS)"),
+    ("mask=(at + i < end)[:, None]", "mask=(at + i <= end)[:, None]"),
+]
+STEP_FAULTS = [
+    ("h = hs[chunk][-1]", "h = hs[chunk][0]"),
+    ("_rounded(Whh.t(), precision)", "_rounded(Whh, precision)"),
+    (
+        "hs[chunk],\n            Whh,\n            dh,\n            left - chunk.start",
+        "hs[chunk],\n            Whh,\n            dh,\n            left",
+    ),
+    ("return das, passed + Wda", "return das, passed"),
+    ("passed, Wda = dh, torch.zeros_like(dh)", "passed, Wda = torch.zeros_like(dh), torch.zeros_like(dh)"),
+]
+
+
+def faulty(module, right: str, wrong: str, folder: Path):
+    """The module as it would be with one line wrong; from a file, since Triton reads its kernels' source."""
+    source = Path(module.__file__).read_text()
+    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module.__name__}"
+    path = folder / "faulty.py"
+    path.write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location("faulty", path)
+    twin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(twin)
+    return twin
+
+
+def is_caught() -> bool:
+    shapes = (SHAPES[5], TILES._replace(B=3, lengths=None), TILES._replace(B=5, lengths=(6, 1, 0, 6, 3)))
+    try:
+        for shape in shapes:
+            rung_3("triton", shape, torch.float64, device=DEVICE)
+        rung_3_in_bf16(TILES)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("right", "wrong"), KERNEL_FAULTS, ids=range(len(KERNEL_FAULTS)))
+def test_rung_3_catches_in_the_kernels(monkeypatch, tmp_path, right, wrong):
+    twin = faulty(backend.kernels(), right, wrong, tmp_path)
+    monkeypatch.setattr(backend, "kernels", lambda: twin)
+    assert is_caught()
+
+
+@pytest.mark.parametrize(("right", "wrong"), STEP_FAULTS, ids=range(len(STEP_FAULTS)))
+def test_rung_3_catches_step_by_step(step_by_step, monkeypatch, tmp_path, right, wrong):
+    twin = faulty(steps, right, wrong, tmp_path)
+    twin.CHUNK = 4
+    for name in ("step_by_step", "back_step_by_step"):
+        monkeypatch.setattr(backend, name, getattr(twin, name))
+    assert is_caught()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
+    """Forward, backward, clipping and fused Adam; replayed on new batches it does what plain steps do."""
+    if not fits:
+        monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    B, T, D = 6, 20, 50
+    batches = [
+        (torch.randint(D, (B, T)), torch.randint(1, T + 1, (B,)), torch.randint(2, (B,)).float())
+        for _ in range(8)
+    ]
+    batches = [tuple(tensor.cuda() for tensor in batch) for batch in batches]
+
+    def made():
+        torch.manual_seed(0)
+        rnn = RNN(D, 40, 1, backend="triton", device="cuda")
+        return rnn, torch.optim.Adam(rnn.parameters(), lr=0.01, fused=True, capturable=True)
+
+    def step(rnn, optimizer, ids, lengths, labels):
+        optimizer.zero_grad(set_to_none=False)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(rnn(ids, lengths)[:, 0], labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rnn.parameters(), 0.05)
+        optimizer.step()
+        return loss
+
+    plain, optimizer = made()
+    want = [step(plain, optimizer, *batch).item() for batch in batches]
+
+    rnn, optimizer = made()
+    held = [tensor.clone() for tensor in batches[0]]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        got = [step(rnn, optimizer, *batch).item() for batch in batches[:3]]
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(rnn, optimizer, *held)
+    for batch in batches[3:]:
+        for place, tensor in zip(held, batch, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        got.append(loss.item())
+    assert got == pytest.approx(want, rel=1e-5)
+    for one, other in zip(rnn.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.cuda
+def test_a_graph_is_captured_once_for_its_shapes_and_replayed_on_new_values():
+    calls = []
+
+    def function(a, b, *, scale):
+        calls.append(1)
+        return (scale * a + b,)
+
+    for shape in ((3, 4), (2, 4)):
+        for _ in range(3):
+            a, b = torch.randn(*shape, device="cuda"), torch.randn(4, device="cuda")
+            (got,) = in_a_graph(function, a, b, scale=2)
+            torch.testing.assert_close(got, 2 * a + b)
+    assert len(calls) == 4  # for each of two shapes, once to warm up and once to capture

@@ -1,4 +1,4 @@
-"""What the recurrence is timed against, each as two calls: forward alone, and forward with backward."""
+"""What is timed: the recurrence and its peers, forward and with backward; and a whole training step."""
 
 import importlib.util
 import os
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from torch_rnn.loss import cross_entropy
 from torch_rnn.recurrence import recurrence
+from torch_rnn.rnn import RNN
 
 
 class Contender(NamedTuple):
@@ -68,6 +70,35 @@ def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Contender:
     return Contender(
         lambda: jax.block_until_ready(forward(weights)), lambda: jax.block_until_ready(training(weights))
     )
+
+
+def training_step(ids: Tensor, lengths: Tensor, labels: Tensor, V: int, H: int) -> Callable[[], object]:
+    """A step of an RNN on one batch: forward, backward, clipping by norm, fused Adam."""
+    rnn = RNN(V, H, 1, device=ids.device)
+    on_gpu = ids.device.type == "cuda"
+    optimizer = torch.optim.Adam(rnn.parameters(), fused=True, capturable=on_gpu)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=not on_gpu)  # what a graph has written it writes again, there
+        cross_entropy(rnn(ids, lengths), labels).mean().backward()
+        nn.utils.clip_grad_norm_(rnn.parameters(), 0.05)
+        optimizer.step()
+
+    return step
+
+
+def as_one_graph(step: Callable[[], object]) -> Callable[[], object]:
+    """The step captured as one CUDA graph, which each call replays."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _contender(last_state: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Contender:

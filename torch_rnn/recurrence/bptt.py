@@ -29,7 +29,8 @@ def bptt(
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
     """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
-    return _BPTT.apply(project(x, Wxh, bh, lengths), Whh, h0, lengths, nonlinearity)
+    with torch.autocast(x.device.type, enabled=False):  # states are float32, as the weights are
+        return _BPTT.apply(project(x, Wxh, bh, lengths), Whh, h0, lengths, nonlinearity)
 
 
 class _BPTT(torch.autograd.Function):

@@ -39,22 +39,22 @@ class Ragged(Sequence):
         self.ends = offsets[1:][index]
         self.starts = np.maximum(offsets[:-1][index], self.ends - maxlen)
         self.max_features = max_features
+        self.lengths = self.ends - self.starts
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return self.take(np.array([i]))[0]
+        length = self.lengths[i]
+        return self.take(np.array([i]), np.arange(length), np.array([length]))
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of these sequences, one after the other, and the lengths (n,)."""
-        slices = [self.flat[self.starts[i] : self.ends[i]] for i in rows]
-        ids = np.concatenate(slices)
-        return np.where(ids < self.max_features, ids, 0), self.ends[rows] - self.starts[rows]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ends - self.starts
+    def take(self, rows: np.ndarray, kept: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """The ids at the places `kept` (N,), counted through all these sequences, `left` of each."""
+        lengths = self.lengths[rows]
+        begins = np.cumsum(lengths) - lengths
+        ids = self.flat[kept + np.repeat(self.starts[rows] - begins, left)]
+        ids[ids >= self.max_features] = 0
+        return ids
 
 
 class Draw(NamedTuple):
@@ -121,25 +121,35 @@ class Sequences(Dataset):
 
     def __getitem__(self, draw: Draw) -> Batch:
         if isinstance(self.sequences, Ragged):
-            flat, lengths = self.sequences.take(draw.rows)
+            lengths = self.sequences.lengths[draw.rows]
+            kept, left = self._kept(lengths, draw.seed)
+            flat = self.sequences.take(draw.rows, kept, left)
         else:
             flat, lengths = one_after_the_other([self.sequences[i] for i in draw.rows])
-        if self.word_dropout:
-            flat, lengths = self._thinned(flat, lengths, np.random.default_rng(draw.seed))
-        return Batch(
-            pad(flat, lengths), torch.from_numpy(lengths), stack([self.labels[i] for i in draw.rows])
-        )
+            kept, left = self._kept(lengths, draw.seed)
+            flat = flat[kept]
+        one_array = isinstance(self.labels, np.ndarray)
+        labels = self.labels[draw.rows] if one_array else [self.labels[i] for i in draw.rows]
+        return Batch(pad(flat, left), torch.from_numpy(left), stack(labels))
 
-    def _thinned(
-        self, flat: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        kept = rng.random(len(flat), dtype=np.float32) >= self.word_dropout
-        so_far, ends = np.concatenate([[0], np.cumsum(kept)]), np.cumsum(lengths)
-        left = so_far[ends] - so_far[ends - lengths]
-        for i in np.flatnonzero(left == 0):
-            kept[ends[i] - lengths[i] : ends[i]] = True
-            left[i] = lengths[i]
-        return flat[kept], left
+    def _kept(self, lengths: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """The steps that are not left out, counted through all sequences, and how many that are of each."""
+        ends = np.cumsum(lengths)
+        if not self.word_dropout:
+            return np.arange(ends[-1]), lengths
+        chosen = np.random.default_rng(seed).random(ends[-1], dtype=np.float32) >= self.word_dropout
+        kept, left = _true(chosen, ends)
+        if (left == 0).any():
+            for i in np.flatnonzero(left == 0):
+                chosen[ends[i] - lengths[i] : ends[i]] = True
+            kept, left = _true(chosen, ends)
+        return kept, left
+
+
+def _true(chosen: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where `chosen` is True, and how many of these places lie before each end, and after the last one."""
+    places = np.flatnonzero(chosen)
+    return places, np.diff(np.searchsorted(places, ends), prepend=0)
 
 
 def collate(sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> Batch:

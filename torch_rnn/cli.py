@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -100,6 +101,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
     if not any(re.match(r"--config(=|$)|-c", argument) for argument in arguments):
         arguments = ["--config", str(default_config), *arguments]
     _speak_plainly()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which finds mistakes, and takes time
     try:
         try:
             cli = CLI(arguments)

@@ -7,11 +7,20 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
 FLOORS = (  # each room imports from floors below its own, or from its own
-    {"errors", "reference", "loss", "recurrence.graphs", "recurrence.inputs", "recurrence.nonlinearities"},
+    {
+        "errors",
+        "exchange",
+        "reference",
+        "loss",
+        "recurrence.graphs",
+        "recurrence.inputs",
+        "recurrence.nonlinearities",
+    },
     {"checkpoint", "parity", "recurrence.checks", "recurrence.eager", "recurrence.bptt", "recurrence.cpu"}
     | {"recurrence.triton_backend", "recurrence.triton_steps", "recurrence.triton_kernels"},
     {"recurrence", "cache", "download", "text"},
-    {"rnn", "reviews"},
+    {"layers", "reviews"},
+    {"rnn"},
     {"batches"},
     {"baseline", "classifier", "datamodule", "peers", "timing"},
     {"imdb", "grammar", "addition", "report"},

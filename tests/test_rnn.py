@@ -149,7 +149,8 @@ def test_save_and_load(tmp_path, dtype):
 
 
 def test_repr_says_what_it_is():
-    assert repr(RNN(6, 4, 3)) == "RNN(6, 4, 3, readout='last', init='orthogonal')"
+    assert repr(RNN(6, 4, 3)) == "RNN(6, 4, 3)"
+    assert repr(RNN(6, 4, 3, bias=False, readout="max")) == "RNN(6, 4, 3, bias=False, readout='max')"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def check_lengths(lengths: Tensor, B: int, T: int) -> None:
         )
 
 
+def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
+    _is_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True at real steps")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be {shape}, as the steps of x")
+
+
 def check_values(x: Tensor, D: int | None, h0: Tensor | None, lengths: Tensor | None) -> None:
     """Only real steps count: what stands in the padding is never read. D None: ids have no upper bound."""
     if h0 is not None and _readable(h0) and h0.isnan().any():

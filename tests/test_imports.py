@@ -20,7 +20,7 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     | {"recurrence.triton_backend", "recurrence.triton_steps", "recurrence.triton_kernels"},
     {"recurrence", "cache", "download", "text"},
     {"layers", "reviews"},
-    {"rnn"},
+    {"rnn", "compat"},
     {"batches"},
     {"baseline", "classifier", "datamodule", "peers", "timing"},
     {"imdb", "grammar", "addition", "report"},

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_rnn.recurrence.inputs import readable
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each scored output, in nats: logits (..., C), labels (...) integers -> (...).
@@ -32,5 +34,5 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], C: int) -> None:
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"labels have shape {tuple(labels.shape)}; these logits need {tuple(shape)}")
     classes = max(C, 2)
-    if labels.device.type == "cpu" and labels.numel() and not (0 <= labels.min() and labels.max() < classes):
+    if readable(labels) and labels.numel() and not (0 <= labels.min() and labels.max() < classes):
         raise ValueError(f"labels are in {labels.min()}..{labels.max()}; they must be in 0..{classes - 1}")

@@ -7,6 +7,7 @@ import logging
 from functools import cache
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from torch_rnn.recurrence.bptt import bptt
@@ -51,7 +52,9 @@ def recurrence(
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
     check(x, Wxh, bh, Whh, h0, lengths)
-    run = BACKENDS[which(backend, x.device)]
+    check_backend(backend)
+    transformed = _transformed(x, Wxh, bh, Whh, h0)
+    run = eager if transformed else BACKENDS[which(backend, x.device)]
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
@@ -91,6 +94,24 @@ def available(device: torch.device | str) -> list[str]:
     on_cpu = torch.device(device).type == "cpu"
     runs = {"cpu": on_cpu and library() is not None, "triton": triton_runs_on(device)}
     return [name for name in BACKENDS if runs.get(name, True)]
+
+
+def _transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which only plain operations know.
+
+    A fused kernel would have no tangent, or one of zeros in silence, and no rule for vmap.
+    """
+    found = torch._C._functorch.peek_interpreter_stack() is not None or any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+    if found and not torch.compiler.is_compiling():
+        _announced_for_transforms()
+    return found
+
+
+@cache
+def _announced_for_transforms() -> None:
+    log.info("backend under torch.func and forward-mode differentiation: eager")
 
 
 def _fastest(device: torch.device) -> str:

@@ -30,54 +30,84 @@ def bptt(
 ) -> tuple[Tensor, Tensor]:
     """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
     with torch.autocast(x.device.type, enabled=False):  # states are float32, as the weights are
-        return _BPTT.apply(project(x, Wxh, bh, lengths), Whh, h0, lengths, nonlinearity)
+        hs, hT = forward(project(x, Wxh, bh, lengths).transpose(0, 1), Whh, h0, lengths, nonlinearity)
+        return hs.transpose(0, 1), hT
 
 
-class _BPTT(torch.autograd.Function):
-    """(xw, Whh, h0) -> (h, hT). Inside, time comes first: each step is one block of memory."""
-
-    @staticmethod
-    def forward(
-        ctx, xw: Tensor, Whh: Tensor, h0: Tensor, lengths: Tensor | None, nonlinearity: str
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        f = NONLINEARITIES[nonlinearity].function
-        xw = xw.transpose(0, 1)  # (T, B, H)
-        WhhT, unmasked = Whh.t(), _steps_without_padding(lengths, len(xw))
-        h, hs = h0, torch.empty_like(xw)
-        for t in range(len(xw)):
-            h_next = f(torch.addmm(xw[t], h, WhhT))
-            h = hs[t] = h_next if t < unmasked else torch.where((t < lengths)[:, None], h_next, h)
-        hs = hs.transpose(0, 1)
-        ctx.save_for_backward(hs, Whh, h0, lengths)
-        ctx.nonlinearity = nonlinearity
-        return hs, h.clone()
-
-    @staticmethod
-    def backward(ctx, dh: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
-        hs, Whh, h0, lengths = ctx.saved_tensors
-        return *derivatives(dh, dhT, hs, Whh, h0, lengths, ctx.nonlinearity), None, None
+@torch.library.custom_op("torch_rnn::bptt_forward", mutates_args=())
+def forward(
+    xw: Tensor, Whh: Tensor, h0: Tensor, lengths: Tensor | None, nonlinearity: str
+) -> tuple[Tensor, Tensor]:
+    """(xw, Whh, h0) -> (hs, hT). Inside, time comes first: each step is one block of memory, (B, H)."""
+    f = NONLINEARITIES[nonlinearity].function
+    WhhT, unmasked = Whh.t(), _steps_without_padding(lengths, len(xw))
+    h, hs = h0, xw.new_empty(xw.shape)
+    for t in range(len(xw)):
+        h_next = f(torch.addmm(xw[t], h, WhhT))
+        h = hs[t] = h_next if t < unmasked else torch.where((t < lengths)[:, None], h_next, h)
+    return hs, h.clone()
 
 
-def derivatives(
-    dh: Tensor | None,
+@torch.library.custom_op("torch_rnn::bptt_backward", mutates_args=())
+def backward(
+    dhs: Tensor | None,
     dhT: Tensor | None,
-    h: Tensor,
+    hs: Tensor,
     Whh: Tensor,
     h0: Tensor,
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dxw (B, T, H), dWhh and dh0 from dh (B, T, H) and dhT (B, H), either of which may be None for zeros.
+    """dxw (T, B, H), dWhh and dh0."""
+    dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, nonlinearity)
+    return dxw, dWhh, dh0.clone()
+
+
+@forward.register_fake
+def _(xw, Whh, h0, lengths, nonlinearity):
+    return xw.new_empty(xw.shape), h0.new_empty(h0.shape)
+
+
+@backward.register_fake
+def _(dhs, dhT, hs, Whh, h0, lengths, nonlinearity):
+    return hs.new_empty(hs.shape), Whh.new_empty(Whh.shape), h0.new_empty(h0.shape)
+
+
+def _save(ctx, inputs, output):
+    _, Whh, h0, lengths, ctx.nonlinearity = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[0], Whh, h0, lengths)
+
+
+def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
+    # Where a second derivative is wanted, the formula itself, in differentiable operations.
+    formula = derivatives if torch.is_grad_enabled() else backward
+    hs, Whh, h0, lengths = ctx.saved_tensors
+    with torch.autocast(hs.device.type, enabled=False):
+        return *formula(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity), None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def derivatives(
+    dhs: Tensor | None,
+    dhT: Tensor | None,
+    hs: Tensor,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dxw (T, B, H), dWhh and dh0 from dhs (T, B, H) and dhT (B, H), either of which may be None for zeros.
 
     Made of differentiable operations alone, so that second derivatives are exact too.
     """
-    hs = h.transpose(0, 1)  # (T, B, H)
     unmasked = _steps_without_padding(lengths, len(hs))
     derivative = NONLINEARITIES[nonlinearity].derivative(hs)
     das, dh_next = [], torch.zeros_like(h0) if dhT is None else dhT
     for t in reversed(range(len(hs))):
-        dh_t = dh_next if dh is None else dh[:, t] + dh_next
+        dh_t = dh_next if dhs is None else dhs[t] + dh_next
         da = derivative[t] * dh_t
         if t < unmasked:
             dh_next = da @ Whh
@@ -88,7 +118,7 @@ def derivatives(
         das.append(da)
     dxw = torch.stack(das[::-1]) if das else torch.zeros_like(hs)
     before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
-    return dxw.transpose(0, 1), sum_of_products(dxw, before), dh_next
+    return dxw, sum_of_products(dxw, before), dh_next
 
 
 def sum_of_products(da: Tensor, h: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ whoever makes them.
 import torch
 from torch import Tensor
 
-from torch_rnn.recurrence.inputs import real_steps
+from torch_rnn.recurrence.inputs import readable, real_steps
 
 DTYPES = (torch.float32, torch.float64)
 IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -65,7 +65,7 @@ def check_lengths(lengths: Tensor, B: int, T: int) -> None:
         raise TypeError(f"lengths is {lengths.dtype}; it must be integers")
     if tuple(lengths.shape) != (B,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; it must be ({B},), one a row of x")
-    if _readable(lengths) and B and not (0 <= lengths.min() and lengths.max() <= T):
+    if readable(lengths) and B and not (0 <= lengths.min() and lengths.max() <= T):
         raise ValueError(
             f"lengths are in {lengths.min()}..{lengths.max()}; they must be in 0..{T}, the steps of x"
         )
@@ -81,9 +81,9 @@ def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_values(x: Tensor, D: int | None, h0: Tensor | None, lengths: Tensor | None) -> None:
     """Only real steps count: what stands in the padding is never read. D None: ids have no upper bound."""
-    if h0 is not None and _readable(h0) and h0.isnan().any():
+    if h0 is not None and readable(h0) and h0.isnan().any():
         raise ValueError("h0 has NaN; every entry must be a number")
-    if not _readable(x) or x.numel() == 0:
+    if not readable(x) or x.numel() == 0:
         return
     if x.is_floating_point():
         if x.isnan().any() and x[_real(x, lengths)].isnan().any():
@@ -102,10 +102,6 @@ def _within(ids: Tensor, D: int | None) -> bool:
         return True
     low, high = (int(end) for end in torch.aminmax(ids))
     return low >= 0 and (D is None or high < D)
-
-
-def _readable(value: Tensor) -> bool:
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _is_tensor(name: str, value: object) -> None:

@@ -178,7 +178,9 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dh: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
     ids, Whh, h0, lengths, h = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is wanted: the formula in differentiable operations
-        dxw, dWhh, dh0 = derivatives(dh, dhT, h, Whh, h0, lengths, ctx.nonlinearity)
+        dhs = None if dh is None else dh.transpose(0, 1)
+        dxw, dWhh, dh0 = derivatives(dhs, dhT, h.transpose(0, 1), Whh, h0, lengths, ctx.nonlinearity)
+        dxw = dxw.transpose(0, 1)
         of_ids = None if ids is None else (add_at_ids(dxw, ids, lengths, ctx.D), dxw.sum(dim=(0, 1)))
     else:
         found = backward(dh, dhT, ids, ctx.D, h, Whh, h0, lengths, ctx.nonlinearity)

@@ -10,6 +10,15 @@ def real_steps(lengths: Tensor, T: int) -> Tensor:
     return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 
+def readable(value: Tensor) -> bool:
+    """Whether values can be looked at: on a GPU the host would wait, under a transform there are none."""
+    return (
+        value.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
 def add_at_ids(dxw: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tensor:
     """The gradient of the look-up, as columns (D, H): dxw (B, T, H) summed by id, padded steps left out."""
     if lengths is not None:

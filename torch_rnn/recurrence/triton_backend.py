@@ -225,10 +225,10 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
     ids, Whh, h0, lengths, hs = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is wanted: the formula in differentiable operations
-        dh = None if dhs is None else dhs.transpose(0, 1)
-        dxw, dWhh, dh0 = derivatives(dh, dhT, hs.transpose(0, 1), Whh, h0, lengths, ctx.nonlinearity)
+        dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity)
         if ids is None:
-            return dxw.transpose(0, 1), None, None, None, dWhh, dh0, None, None, None
+            return dxw, None, None, None, dWhh, dh0, None, None, None
+        dxw = dxw.transpose(0, 1)
         return None, None, add_at_ids(dxw, ids, lengths, ctx.D), dxw.sum((0, 1)), dWhh, dh0, None, None, None
     with torch.autocast(hs.device.type, enabled=False):
         das, dWhh, dh0 = backward(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity, ctx.precision)

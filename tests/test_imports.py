@@ -7,17 +7,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
 FLOORS = (  # each room imports from floors below its own, or from its own
-    {
-        "errors",
-        "exchange",
-        "reference",
-        "loss",
-        "recurrence.graphs",
-        "recurrence.inputs",
-        "recurrence.nonlinearities",
-    },
-    {"checkpoint", "parity", "recurrence.checks", "recurrence.eager", "recurrence.bptt", "recurrence.cpu"}
-    | {"recurrence.triton_backend", "recurrence.triton_steps", "recurrence.triton_kernels"},
+    {"errors", "exchange", "reference", "loss"}
+    | {f"recurrence.{name}" for name in ("graphs", "inputs", "nonlinearities", "scan", "segments")},
+    {"checkpoint", "parity"}
+    | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
+    | {f"recurrence.triton_{name}" for name in ("backend", "kernels", "steps")},
     {"recurrence", "cache", "download", "text"},
     {"layers", "reviews"},
     {"rnn", "compat"},

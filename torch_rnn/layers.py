@@ -29,6 +29,7 @@ def layered(
     nonlinearity: str = "tanh",
     backend: str = "auto",
     dropout: Callable[[Tensor], Tensor] | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The top layer's states h (B, T, directions * H), and every layer's and direction's last, hT (n, B, H).
 
@@ -38,6 +39,7 @@ def layered(
     lengths  (B,) integers in 0..T.
     mask     (B, T) booleans, True where a step is real; with lengths a step is real where both say so.
     dropout  is applied to what each layer but the first takes in.
+    recompute  as in `recurrence`.
 
     A step that is not real leaves the state unchanged, in both directions; the second goes from T - 1 to 0.
     Raises TypeError or ValueError as `recurrence` does.
@@ -66,6 +68,7 @@ def layered(
                 nonlinearity=nonlinearity,
                 backend=backend,
                 final=True,
+                recompute=recompute,
             )
             if start is None:
                 start = torch.zeros_like(hT)

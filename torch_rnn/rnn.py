@@ -47,6 +47,7 @@ class RNN(nn.Module):
     init         "orthogonal": semi-orthogonal matrices (Saxe et al., 2014), zero biases.
                  "seed": normal * 0.01, zero biases.
     backend      of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
+    recompute    whether the backward pass computes states again, so that those kept grow as sqrt(T).
     device, dtype  of the parameters; dtype float32 or float64.
 
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Those of further layers and directions
@@ -69,6 +70,7 @@ class RNN(nn.Module):
         readout: str = "last",
         init: str = "orthogonal",
         backend: str = "auto",
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -92,7 +94,7 @@ class RNN(nn.Module):
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.num_layers, self.bidirectional, self.nonlinearity = num_layers, bidirectional, nonlinearity
         self.dropout, self.recurrent_dropout = dropout, recurrent_dropout
-        self.readout, self.init, self.backend = readout, init, backend
+        self.readout, self.init, self.backend, self.recompute = readout, init, backend, recompute
         self.names = names(num_layers, bidirectional)
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -346,8 +348,8 @@ class RNN(nn.Module):
             h0 = h0[None]
         weights = [[self._weights(name) for name in directions] for directions in self.names]
         dropout = (lambda h: F.dropout(h, self.dropout)) if self.training and self.dropout else None
-        settings = {"nonlinearity": self.nonlinearity, "backend": self.backend, "dropout": dropout}
-        return layered(x, weights, h0, lengths, mask, **settings)
+        settings = {"nonlinearity": self.nonlinearity, "backend": self.backend, "recompute": self.recompute}
+        return layered(x, weights, h0, lengths, mask, dropout=dropout, **settings)
 
     def _weights(self, name: str) -> Weights:
         Wxh, bh, Whh = (getattr(self, kind + name) for kind in ("Wxh", "bh", "Whh"))

@@ -3,7 +3,9 @@
 A backend is a file with one function of one signature, and stands in the table BACKENDS.
 """
 
+import importlib
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,6 +17,7 @@ from torch_rnn.recurrence.checks import check
 from torch_rnn.recurrence.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.recurrence.eager import eager
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
+from torch_rnn.recurrence.segments import in_segments
 from torch_rnn.recurrence.triton_backend import proven, triton_backend
 from torch_rnn.recurrence.triton_backend import runs_on as triton_runs_on
 
@@ -33,6 +36,7 @@ def recurrence(
     nonlinearity: str = "tanh",
     backend: str = "auto",
     final: bool = False,
+    recompute: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """All states h (B, T, H) of a batch of sequences; with `final` also each row's last state hT (B, H).
 
@@ -45,6 +49,7 @@ def recurrence(
     nonlinearity  "tanh", "relu" or "linear".
     backend  "auto", or one of BACKENDS; `which` tells what "auto" is on a device.
     final    where only the last state is used, hT is faster than h[:, -1], whose gradient is as large as h.
+    recompute  keep about sqrt(T) states for the backward pass and compute the others again, there.
 
     Raises TypeError or ValueError naming the argument, its value and what is allowed. On CUDA the values of
     ids and lengths are not read, so that the host never waits: check them where they are made.
@@ -53,15 +58,17 @@ def recurrence(
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
     check(x, Wxh, bh, Whh, h0, lengths)
     check_backend(backend)
-    transformed = _transformed(x, Wxh, bh, Whh, h0)
-    run = eager if transformed else BACKENDS[which(backend, x.device)]
+    run = _chosen(backend, x.device)
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
         h0 = Wxh.new_zeros(x.shape[0], Wxh.shape[0])
     if lengths is not None:
         lengths = lengths.to(x.device, torch.int64, non_blocking=True)
-    h, hT = run(x, Wxh, bh, Whh, h0, lengths, nonlinearity)
+    if recompute and torch.is_grad_enabled():
+        h, hT = in_segments(run, x, Wxh, bh, Whh, h0, lengths, nonlinearity)
+    else:
+        h, hT = run(x, Wxh, bh, Whh, h0, lengths, nonlinearity)
     return (h, hT) if final else h
 
 
@@ -83,6 +90,10 @@ def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
     return backend
 
 
+# What torch.compiler.assume_constant_result does, without importing its machinery, which takes seconds.
+which._dynamo_marked_constant = True
+
+
 def check_backend(backend: str) -> None:
     """Raises ValueError for a name that is no backend's; whether it runs here is not asked."""
     if backend not in ("auto", *BACKENDS):
@@ -96,14 +107,19 @@ def available(device: torch.device | str) -> list[str]:
     return [name for name in BACKENDS if runs.get(name, True)]
 
 
-def _transformed(*tensors: Tensor | None) -> bool:
+def _chosen(backend: str, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What computes: the backend, or where it cannot, the plain loop, or for an export `scan`."""
+    if torch.compiler.is_exporting():
+        return importlib.import_module("torch_rnn.recurrence.scan").scan  # slow to import
+    return eager if _transforms() else BACKENDS[which(backend, device)]
+
+
+def _transforms() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which only plain operations know.
 
     A fused kernel would have no tangent, or one of zeros in silence, and no rule for vmap.
     """
-    found = torch._C._functorch.peek_interpreter_stack() is not None or any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    )
+    found = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
     if found and not torch.compiler.is_compiling():
         _announced_for_transforms()
     return found

@@ -95,6 +95,9 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
     return "bf16" if asked and dtype is torch.float32 else "ieee"
 
 
+precision._dynamo_marked_constant = True  # compiled code keeps the switches of its compilation
+
+
 def triton_backend(
     x: Tensor,
     Wxh: Tensor,

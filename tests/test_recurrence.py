@@ -114,6 +114,21 @@ def test_same_input_same_bits(backend):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_neither_the_rest_of_the_batch_nor_padding_counts(backend):
+    g = torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(9, (11, 20), generator=g), torch.randint(21, (11,), generator=g)
+    weights = [torch.randn(s, generator=g) / 3 for s in ((16, 9), (16,), (16, 16))]
+
+    def run(rows, width):
+        x = torch.nn.functional.pad(ids, (0, width - 20), value=-1)[rows]
+        return recurrence(x, *weights, None, lengths[rows], backend=backend)[:, :20]
+
+    whole = run(slice(None), 20).double()
+    for rows, width in ((slice(0, 5), 20), (slice(5, None), 20), (slice(3, 4), 20), (slice(None), 31)):
+        assert_parity("h", run(rows, width), whole[rows], torch.float32)
+
+
 def test_eager_takes_its_steps_from_one_unbind():
     """A slice a step would make each step's gradient as large as the whole xw: quadratic in T."""
     x, weights = torch.randn(1, 9, 2), [torch.randn(*s, requires_grad=True) for s in ((4, 2), (4,), (4, 4))]
@@ -193,6 +208,7 @@ def test_takes_ids_and_lengths_of_any_integer_type(dtype):
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_on_cuda_the_host_never_waits(backend):
     skip_unless_it_runs(backend, "cuda")

@@ -98,7 +98,12 @@ def as_one_graph(step: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay() -> None:
+        graph.replay()
+        _ = step  # whose model and optimiser the graph works on
+
+    return replay
 
 
 def _contender(last_state: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Contender:

@@ -12,10 +12,17 @@ import triton.language as tl
 
 
 @triton.jit
+def clamp(x, low, high):
+    """x between low and high; NaN stays NaN, which a GPU's own minimum would drop."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def tanh(x):
     """To 3 units in the last place, as in cpu_kernel.h, where the two formulas are explained."""
     if x.dtype == tl.float64:
-        x = tl.minimum(tl.maximum(x, -20.0), 20.0) * 0.125
+        x = clamp(x, -20.0, 20.0) * 0.125
         u = x * x
         tail = tl.full(x.shape, 27.0, tl.float64)
         for i in tl.static_range(13):
@@ -24,7 +31,7 @@ def tanh(x):
         for _ in tl.static_range(3):
             y = (y + y) / (y * y + 1.0)
     else:
-        x = tl.minimum(tl.maximum(x, -9.02), 9.02)
+        x = clamp(x, -9.02, 9.02)
         u = x * x
         p = u * 1.33266064998e-8 + 2.05897750219e-5
         p = p * u + 0.00349445536477
@@ -34,7 +41,7 @@ def tanh(x):
         q = q * u + 0.0258727147282
         q = q * u + 0.467134012286
         q = q * u + 1.0
-        y = tl.minimum(tl.maximum(x * p / q, -1.0), 1.0)
+        y = clamp(tl.div_rn(x * p, q), -1.0, 1.0)
     return y
 
 
@@ -43,7 +50,7 @@ def apply(a, NONLINEARITY: tl.constexpr):
     if NONLINEARITY == "tanh":
         a = tanh(a)
     elif NONLINEARITY == "relu":
-        a = tl.maximum(a, 0.0)
+        a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return a
 
 

@@ -9,11 +9,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_its_python_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 3
     names = {}
     exec(blocks[0], names)
     assert names["logits"].shape == (4, 1)
     assert names["h"].shape == (4, 7, 32)
+    for block in blocks[1:]:
+        exec(block, names)
+    assert names["output"].shape == (50, 8, 128)
 
 
 def test_it_has_the_two_commands():
@@ -32,9 +35,16 @@ def test_every_file_that_it_names_exists():
     assert not missing
 
 
+def test_every_test_that_it_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", README))
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 15
+    assert not [name for name in named if f"def {name}(" not in written]
+
+
 def test_the_equation_is_its_title_and_that_of_the_reference_and_of_every_backend():
     equation = "h[t] = tanh("
     assert equation in README[:200]
     assert equation in (ROOT / "torch_rnn/reference.py").read_text(encoding="utf-8")[:200]
-    for backend in ("eager", "bptt"):
+    for backend in ("eager", "bptt", "cpu", "triton_backend", "scan"):
         assert equation in (ROOT / f"torch_rnn/recurrence/{backend}.py").read_text(encoding="utf-8")[:300]

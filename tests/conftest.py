@@ -14,6 +14,7 @@ if not torch.cuda.is_available():  # then the Triton kernels run in its interpre
 def unwritten_memory_is_nan():
     """Under deterministic algorithms, torch.empty is filled with NaN (or the largest integer)."""
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # a run of the command line has turned it off
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -171,7 +171,7 @@ BAD = [
     ("x", [[0, 1]], TypeError, "x is a list; it must be a torch.Tensor"),
     ("x", torch.zeros(2, 3, 5, device="meta"), ValueError, "x is on meta; it must be on cpu"),
     ("Wxh", torch.zeros(4), ValueError, r"Wxh has shape \(4,\)"),
-    ("Wxh", torch.zeros(4, 5).half(), TypeError, "Wxh is torch.float16; it must be torch.float32 or"),
+    ("Wxh", torch.zeros(4, 5).half(), TypeError, "Wxh is torch.float16; it must be torch.float32, torch"),
     ("bh", torch.zeros(4, 1), ValueError, r"bh has shape \(4, 1\); it must be \(4,\)"),
     ("bh", None, TypeError, "bh is a NoneType"),
     ("Whh", torch.zeros(4, 5), ValueError, r"Whh has shape \(4, 5\); it must be \(4, 4\)"),

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 
 import pytest
 import torch
@@ -99,10 +100,8 @@ def test_jacobians_and_hessians(backend):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
-def test_the_log_says_once_that_eager_serves(caplog):
-    from torch_rnn.recurrence import _announced_for_transforms
-
-    _announced_for_transforms.cache_clear()
+def test_the_log_says_once_that_eager_serves(monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["torch_rnn.recurrence"], "_SAID", set())
     rnn = made("auto")
     with caplog.at_level(logging.INFO, logger="torch_rnn"):
         for _ in range(2):
@@ -141,6 +140,18 @@ def test_autocast(backend, is_ids):
     for one, other in zip(torch.autograd.grad(loss, list(rnn.parameters())), want, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0, atol=0.05 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_in_bfloat16(backend):
+    rnn = made(backend, num_layers=2).float()
+    want = torch.autograd.grad(rnn(floats().float(), LENGTHS).sum(), list(rnn.parameters()))
+    rnn = rnn.bfloat16()
+    logits = rnn(floats().bfloat16(), LENGTHS)
+    assert logits.dtype == torch.bfloat16
+    for one, other in zip(torch.autograd.grad(logits.sum(), list(rnn.parameters())), want, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.05 * float(other.abs().max()))
+    assert RNN(D, H, 2, dtype=torch.bfloat16)(ids, LENGTHS).dtype == torch.bfloat16
 
 
 def graph_sizes(rnn, *given):

@@ -19,7 +19,8 @@ WARMUP = 0.05
 class Classifier(LightningModule):
     """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
 
-    input_size, hidden_size, output_size, readout, init, backend   the RNN's own.
+    input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout, recurrent_dropout,
+    readout, init, backend   the RNN's own.
     optimizer      "adam" (Kingma and Ba, 2015) or "sgd", plain descent as in the article.
     learning_rate  of every step, or with the "cosine" schedule its highest.
     schedule       "constant", or "cosine": 5 % of the steps up to it, then half a cosine down to zero
@@ -34,6 +35,11 @@ class Classifier(LightningModule):
         input_size: int,
         hidden_size: int,
         output_size: int = 1,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        nonlinearity: Literal["tanh", "relu", "linear"] = "tanh",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         readout: Literal["last", "mean", "max", "every"] = "last",
         init: Literal["orthogonal", "seed"] = "orthogonal",
         backend: str = "auto",
@@ -48,7 +54,19 @@ class Classifier(LightningModule):
             raise ValueError(f"optimizer is {optimizer!r}; it must be adam or sgd")
         if schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {schedule!r}; it must be constant or cosine")
-        self.rnn = RNN(input_size, hidden_size, output_size, readout=readout, init=init, backend=backend)
+        self.rnn = RNN(
+            input_size,
+            hidden_size,
+            output_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            nonlinearity=nonlinearity,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            readout=readout,
+            init=init,
+            backend=backend,
+        )
         self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
         self.scored: dict[str, int] = {}  # by split, how many outputs its last metrics are of

@@ -48,7 +48,7 @@ class RNN(nn.Module):
                  "seed": normal * 0.01, zero biases.
     backend      of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
     recompute    whether the backward pass computes states again, so that those kept grow as sqrt(T).
-    device, dtype  of the parameters; dtype float32 or float64.
+    device, dtype  of the parameters; dtype float32, float64 or bfloat16.
 
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Those of further layers and directions
     are called Wxh_l1, Wxh_reverse, Wxh_l1_reverse and so on; they take in, as Why does, the H or 2 H numbers
@@ -118,10 +118,12 @@ class RNN(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 nn.init.zeros_(parameter)
-            elif self.init == "orthogonal":
-                nn.init.orthogonal_(parameter)
-            else:
+            elif self.init == "seed":
                 nn.init.normal_(parameter, std=0.01)
+            elif parameter.dtype is torch.bfloat16:  # has no orthogonal decomposition
+                parameter.data.copy_(nn.init.orthogonal_(torch.empty_like(parameter, dtype=torch.float32)))
+            else:
+                nn.init.orthogonal_(parameter)
 
     def forward(
         self,
@@ -439,4 +441,4 @@ def _check_settings(settings: dict[str, Any], dtype: torch.dtype) -> None:
         if settings[name] not in allowed:
             raise ValueError(f"{name} is {settings[name]!r}; it must be one of {', '.join(allowed)}")
     if dtype not in DTYPES:
-        raise TypeError(f"dtype is {dtype}; it must be {' or '.join(map(str, DTYPES))}")
+        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")

@@ -22,6 +22,7 @@ from torch_rnn.recurrence.triton_backend import proven, triton_backend
 from torch_rnn.recurrence.triton_backend import runs_on as triton_runs_on
 
 log = logging.getLogger(__name__)
+_SAID: set[str] = set()
 BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend}
 
 
@@ -41,7 +42,8 @@ def recurrence(
     """All states h (B, T, H) of a batch of sequences; with `final` also each row's last state hT (B, H).
 
     x        (B, T, D) floats, or (B, T) integer ids, where `Wxh x[t]` is the column Wxh[:, x[t]].
-    Wxh      (H, D), float32 or float64; fastest for ids when it is the transpose of a (D, H) buffer.
+    Wxh      (H, D), float32 or float64, or bfloat16, for which "eager" serves; fastest for ids when it is the
+             transpose of a (D, H) buffer.
     bh, Whh  (H,), (H, H), of Wxh's dtype and device.
     h0       (B, H), the state before the first step; zeros if None.
     lengths  (B,) integers in 0..T; T for every row if None. Past its length a row leaves h unchanged, so
@@ -58,7 +60,7 @@ def recurrence(
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
     check(x, Wxh, bh, Whh, h0, lengths)
     check_backend(backend)
-    run = _chosen(backend, x.device)
+    run = _chosen(backend, x.device, Wxh.dtype)
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
@@ -107,11 +109,15 @@ def available(device: torch.device | str) -> list[str]:
     return [name for name in BACKENDS if runs.get(name, True)]
 
 
-def _chosen(backend: str, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What computes: the backend, or where it cannot, the plain loop, or for an export `scan`."""
+def _chosen(backend: str, device: torch.device, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What computes: the backend, or where none but the plain loop can, that; for an export `scan`."""
     if torch.compiler.is_exporting():
         return importlib.import_module("torch_rnn.recurrence.scan").scan  # slow to import
-    return eager if _transforms() else BACKENDS[which(backend, device)]
+    if _transforms():
+        return _announced_eager("under torch.func and forward-mode differentiation")
+    if dtype is torch.bfloat16:
+        return _announced_eager("for weights in bfloat16")
+    return BACKENDS[which(backend, device)]
 
 
 def _transforms() -> bool:
@@ -119,15 +125,14 @@ def _transforms() -> bool:
 
     A fused kernel would have no tangent, or one of zeros in silence, and no rule for vmap.
     """
-    found = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-    if found and not torch.compiler.is_compiling():
-        _announced_for_transforms()
-    return found
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
-@cache
-def _announced_for_transforms() -> None:
-    log.info("backend under torch.func and forward-mode differentiation: eager")
+def _announced_eager(why: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    if not torch.compiler.is_compiling() and why not in _SAID:
+        _SAID.add(why)
+        log.info("backend %s: eager", why)
+    return eager
 
 
 def _fastest(device: torch.device) -> str:

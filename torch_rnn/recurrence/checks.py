@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_rnn.recurrence.inputs import readable, real_steps
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -121,4 +121,4 @@ def _on(name: str, value: Tensor, device: torch.device) -> None:
 
 
 def _either(options: tuple[object, ...]) -> str:
-    return " or ".join(map(str, options))
+    return ", ".join(map(str, options[:-1])) + f" or {options[-1]}"

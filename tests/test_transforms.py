@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from functorch.compile import make_boxed_func
+from ladder import skip_unless_it_runs
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
@@ -248,3 +249,30 @@ def test_with_recomputation_what_is_kept_grows_as_the_square_root_of_time(backen
     assert 3 < long / short < 5
     short, long = (kept_bytes(made(backend), torch.randn(2, n, D).double()) for n in (100, 1600))
     assert 14 < long / short < 18
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("backend", ["eager", "bptt", "triton", "auto"])
+def test_on_cuda_too(backend):
+    """What cuDNN refuses: second derivatives, backward in eval(), vmap(grad); and forward mode."""
+    if backend != "auto":
+        skip_unless_it_runs(backend, "cuda")
+    rnn, x, lengths = made(backend).cuda().eval(), floats().cuda().requires_grad_(), LENGTHS.cuda()
+    plain = made("eager").eval()
+    twin = floats().requires_grad_()
+    found = []
+    for model, given, n in ((rnn, x, lengths), (plain, twin, LENGTHS)):
+        (first,) = torch.autograd.grad(model(given, n).square().sum(), given, create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), [given, model.Whh])
+        parameters = dict(model.named_parameters())
+        each = vmap(
+            grad(lambda p, s, m, model=model: functional_call(model, p, (s[None], m[None])).square().sum()),
+            (None, 0, 0),
+        )(parameters, given.detach(), n)
+        _, tangent = jvp(
+            lambda s, model=model, n=n: model(s, n), (given.detach(),), (torch.ones_like(given),)
+        )
+        found.append([first, *second, *each.values(), tangent])
+    for one, other in zip(*found, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-10)

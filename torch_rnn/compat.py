@@ -13,7 +13,8 @@ class RNN(nn.RNN):
 
     input, hx and what is returned are those of torch.nn.RNN: (T, B, D), batch first, unbatched, or a
     PackedSequence, sorted or not. Where our recurrence does not go (half precision, autocast, other devices
-    than CPU and CUDA, NaN in the input, T = 0), torch.nn.RNN computes, or raises, itself.
+    than CPU and CUDA, NaN in the input, T = 0), torch.nn.RNN computes, or raises, itself. TorchScript is the
+    one thing that it takes and this does not.
     """
 
     def forward(

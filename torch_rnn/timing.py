@@ -38,13 +38,18 @@ def in_turns(calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: 
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's and how many threads PyTorch has on it."""
+    """The GPU's name, or the processor's with its family and model, and how many threads PyTorch has on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} CPU threads"
+    about = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))
+    }
+    name = about.get("model name", platform.machine())
+    if "cpu family" in about:  # one name may stand for several generations
+        name += f" (family {about['cpu family']}, model {about['model']})"
+    return f"{name}, {torch.get_num_threads()} CPU threads"
 
 
 def _now() -> float:

@@ -38,7 +38,7 @@ def in_turns(calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: 
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with its family and model, and how many threads PyTorch has on it."""
+    """The GPU's name, or the processor's with family and model, and how many threads PyTorch has on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -24,7 +24,8 @@ from torch_rnn.peers import (
     torch_rnn_module,
     training_step,
 )
-from torch_rnn.recurrence import BACKENDS, available, recurrence
+from torch_rnn.recurrence import available, recurrence
+from torch_rnn.speed import PEER, draw, into_readme, table
 from torch_rnn.timing import Timing, device_name, in_turns
 
 V, T = 10_000, 500
@@ -39,9 +40,7 @@ GRIDS = {
     },
 }
 TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
-PEER = "nn.RNN"
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
 
 
 def backends(device: str) -> list[str]:
@@ -163,94 +162,6 @@ def memory(B: int, H: int, device: str) -> dict[str, int]:
     return found
 
 
-def table(found: dict) -> str:
-    """The README's table: medians of forward with backward, and how many times as long nn.RNN takes."""
-    names = list(found["shapes"][0]["milliseconds"])
-    lines = [
-        f"Forward and backward in milliseconds (median), T = {T}, V = {V:,}, {found['dtype']}; in brackets",
-        f"how many times as long `nn.Embedding` with `nn.RNN` takes. {found['machine']}, torch",
-        f"{found['torch']}.",
-        "",
-        "| B, H | " + " | ".join(f"`{name}`" if name in BACKENDS else name for name in names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    for shape in found["shapes"]:
-        peer = shape["milliseconds"][PEER]["training"]["median"]
-        cells = []
-        for name in names:
-            median = shape["milliseconds"][name]["training"]["median"]
-            cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
-        lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
-    lines += ["", *_of_lengths(found.get("imdb_lengths", [])), *_of_steps(found["training_step"])]
-    if not found["peak_memory"]["bytes"]:
-        return "\n".join(lines) + "\n"
-    held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in found["peak_memory"]["bytes"].items())
-    B, H = found["peak_memory"]["B"], found["peak_memory"]["H"]
-    lines.append(f"Memory that such a pass takes at its peak, at B = {B}, H = {H}: {held}.")
-    return "\n".join(lines) + "\n"
-
-
-def _of_lengths(shapes: list[dict]) -> list[str]:
-    lines = []
-    for shape in shapes:
-        of = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
-        padded, packed, fused = (
-            of[PEER],
-            of[f"{PEER}, packed"],
-            min(of[name] for name in of if name in BACKENDS),
-        )
-        lines.append(
-            f"With the lengths of a batch of IMDB reviews (B = {shape['B']}, H = {shape['H']}, "
-            f"T = {shape['T']}): {fused:.1f} ms; `nn.RNN` takes {padded:.1f} padded, {packed:.1f} packed.  "
-        )
-    return [*lines, ""] if lines else []
-
-
-def _of_steps(shapes: list[dict]) -> list[str]:
-    lines = [
-        "A whole training step (lengths of 1 to T; forward, backward, clipping, fused Adam on all of Wxh):  "
-    ]
-    for shape in shapes:
-        times = ", ".join(f"{ms['median']:.2f} ms {how}" for how, ms in shape["milliseconds"].items())
-        lines.append(f"B = {shape['B']}, H = {shape['H']}: {times}.  ")
-    return [*lines, ""]
-
-
-def draw(found: dict, picture: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    shapes, names = found["shapes"], [name for name in found["shapes"][0]["milliseconds"] if name != PEER]
-    for i, name in enumerate(names):
-        of = [shape["milliseconds"] for shape in shapes]
-        ratios = [one[PEER]["training"]["median"] / one[name]["training"]["median"] for one in of]
-        bars.bar(
-            [x + i / (len(names) + 1) for x in range(len(shapes))], ratios, 1 / (len(names) + 1), label=name
-        )
-    bars.set_xticks(range(len(shapes)), [f"{s['B']}, {s['H']}" for s in shapes], rotation=60)
-    bars.axhline(1, color="black", linewidth=0.8)
-    bars.set(title="times as fast as nn.Embedding with nn.RNN", xlabel="B, H")
-    bars.legend()
-    for name in found["times"][0]["milliseconds"]:
-        points = [(s["T"], s["milliseconds"][name]["training"]["median"]) for s in found["times"]]
-        lines.loglog(*zip(*points, strict=True), marker=".", label=name)
-    lines.set(title="forward and backward by T (B = 32, H = 32)", xlabel="T", ylabel="milliseconds")
-    lines.grid(alpha=0.3)
-    lines.legend()
-    write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=120))
-    plt.close(figure)
-
-
-def into_readme(text: str) -> None:
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}{text}{END}{after}"
-    write_atomically(README, lambda part: part.write_text(new, encoding="utf-8"))
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", choices=GRIDS, default="cpu")
@@ -279,6 +190,8 @@ def measured(chosen: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
         "machine": device_name(torch.device(device)),
         "torch": torch.__version__,
         "dtype": chosen.dtype,
+        "T": T,
+        "V": V,
     }
     found["shapes"] = [row(B, H, T, device, turns) for B, H in shapes]
     found["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
@@ -316,7 +229,7 @@ def main() -> int:
         )
     draw(found, chosen.out / "benchmark.png")
     if chosen.readme:
-        into_readme(table(found))
+        into_readme(table(found), README)
     print(table(found))
     print(chosen.out / "benchmark.json")
     return 0

@@ -16,7 +16,7 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     {"layers", "reviews"},
     {"rnn", "compat"},
     {"batches"},
-    {"baseline", "classifier", "datamodule", "peers", "timing"},
+    {"baseline", "classifier", "datamodule", "peers", "speed", "timing"},
     {"imdb", "grammar", "addition", "report"},
     {"cli"},
 )

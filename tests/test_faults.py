@@ -8,7 +8,7 @@ import pytest
 import torch
 from ladder import Shape, rung_1, rung_2, rung_3, rung_4
 
-from torch_rnn import reference, rnn
+from torch_rnn import reference, rnn, verbs
 from torch_rnn.recurrence import BACKENDS, bptt, eager, inputs
 
 LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
@@ -117,14 +117,15 @@ def test_rung_2_catches_padding_that_is_read(monkeypatch, fails):
 @pytest.mark.parametrize(
     ("module", "right", "wrong"),
     [
-        (rnn, "gradient.clamp(-CLIP, CLIP)", "gradient"),
-        (rnn, "gradient.clamp(-CLIP, CLIP)", "gradient.clamp(max=CLIP)"),
+        (verbs, "gradient.clamp(-CLIP, CLIP)", "gradient"),
+        (verbs, "gradient.clamp(-CLIP, CLIP)", "gradient.clamp(max=CLIP)"),
         (reference, 'np.clip(gradients["d" + name], -clip, clip)', 'gradients["d" + name]'),
     ],
 )
 def test_rung_4_catches(monkeypatch, fails, module, right, wrong):
-    name = "fit" if module is rnn else "update"
-    owner = rnn.RNN if module is rnn else reference.NumpyRNN
     twin = mutant(module, right, wrong)
-    monkeypatch.setattr(owner, name, getattr(getattr(twin, owner.__name__), name))
+    if module is verbs:
+        monkeypatch.setattr(rnn.RNN, "fit", twin.Verbs.fit)
+    else:
+        monkeypatch.setattr(reference.NumpyRNN, "update", twin.NumpyRNN.update)
     fails(rung_4, "bptt", "last", 1)

@@ -13,7 +13,7 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
     | {f"recurrence.triton_{name}" for name in ("backend", "kernels", "steps")},
     {"recurrence", "cache", "download", "text"},
-    {"layers", "reviews"},
+    {"layers", "reviews", "verbs"},
     {"rnn", "compat"},
     {"batches"},
     {"baseline", "classifier", "datamodule", "peers", "speed", "timing"},

@@ -158,11 +158,20 @@ def test_what_ours_refuses_is_torchs_business():
     theirs, ours = twins(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ours(x)[0].dtype == theirs(x)[0].dtype
+    packed = pack_padded_sequence(torch.randn(4, 2, 3), torch.tensor([1, 4]), enforce_sorted=False)
+    larger = torch.randn(1, 3, 5)  # of which nn.RNN takes the rows that it needs
+    assert torch.equal(ours(packed, larger)[1], theirs(packed, larger)[1])
     for given in (
         (torch.randn(0, 2, 3),),
         (torch.randn(2, 3, 4),),
         (torch.randn(3),),
         (x, torch.randn(2, 2, 5)),
+        (x, torch.tensor(0.0)),
+        (x, (torch.randn(1, 2, 5), torch.randn(1, 2, 5))),
+        (x[:, 0], torch.randn(5)),
+        (x[:, 0], torch.tensor(0.0)),
+        (x, torch.randn(1, 2, 5).double()),
+        (packed, torch.randn(5)),
         (None,),
     ):
         with pytest.raises(Exception, match=r".") as want:

@@ -199,8 +199,7 @@ def test_the_graph_does_not_grow_with_time(backend):
 
 def test_the_graph_does_not_grow_with_time_on_triton():
     """In the interpreter a few steps must do."""
-    if "triton" not in BACKENDS:
-        pytest.skip("Triton is not installed")
+    skip_unless_it_runs("triton", "cpu")
     short, long = (graph_sizes(made("triton"), torch.randint(D, (2, steps)), None) for steps in (4, 16))
     assert short == long
 
@@ -241,8 +240,7 @@ def kept_bytes(rnn: nn.Module, x: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("backend", ["eager", "bptt", "cpu"])
 def test_with_recomputation_what_is_kept_grows_as_the_square_root_of_time(backend):
-    if backend not in BACKENDS:
-        pytest.skip(f"{backend} does not run here")
+    skip_unless_it_runs(backend, "cpu")
     short, long = (
         kept_bytes(made(backend, recompute=True), torch.randn(2, n, D).double()) for n in (100, 1600)
     )

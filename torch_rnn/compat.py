@@ -23,11 +23,11 @@ class RNN(nn.RNN):
         """(output, h_n), as torch.nn.RNN has them."""
         packed = isinstance(input, PackedSequence)
         data = input.data if packed else input
-        if not isinstance(data, Tensor) or not self._suits(data):
+        if not isinstance(data, Tensor) or not isinstance(hx, Tensor | None) or not self._suits(data):
             return super().forward(input, hx)
         try:
             return self._of_packed(input, hx) if packed else self._of_padded(input, hx)
-        except (TypeError, ValueError, RuntimeError):  # what is wrong here, its own words say
+        except (TypeError, ValueError):  # what is wrong with the arguments, its own words say
             return super().forward(input, hx)
 
     def _suits(self, data: Tensor) -> bool:
@@ -44,7 +44,7 @@ class RNN(nn.RNN):
         if batched and not self.batch_first:
             x = x.transpose(0, 1)
         if hx is not None and not batched:
-            hx = hx[:, None]
+            hx = hx.unsqueeze(min(1, hx.dim()))
         self._check(x, hx)
         h, hT = self._layered(x, hx, None)
         if not batched:
@@ -55,8 +55,8 @@ class RNN(nn.RNN):
         """Rows in the order of their length, the longest first, as they lie in the PackedSequence."""
         data, batch_sizes, order, back = input
         x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=True)
-        hx = self.permute_hidden(hx, order) if hx is not None else None
         self._check(x, hx)
+        hx = self.permute_hidden(hx, order) if hx is not None else None
         h, hT = self._layered(x, hx, lengths)
         output = pack_padded_sequence(h, lengths, batch_first=True).data
         return PackedSequence(output, batch_sizes, order, back), self.permute_hidden(hT, back)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from torch_rnn.checkpoint import write_atomically
+from torch_rnn.files import write_atomically
 from torch_rnn.parity import compare, twice_the_error
 from torch_rnn.peers import (
     Contender,

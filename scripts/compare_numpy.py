@@ -16,8 +16,8 @@ from rich.table import Table
 from torch_rnn import RNN, NumpyRNN
 from torch_rnn.baseline import as_batch, compare_once, compare_trained, train_reference, train_rnn
 from torch_rnn.batches import Batch
-from torch_rnn.checkpoint import write_atomically
 from torch_rnn.errors import RunError
+from torch_rnn.files import write_atomically
 from torch_rnn.parity import Comparison
 from torch_rnn.recurrence import available
 

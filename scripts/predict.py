@@ -14,7 +14,7 @@ import torch
 
 from torch_rnn import RNN
 from torch_rnn.batches import collate
-from torch_rnn.checkpoint import load_weights
+from torch_rnn.weights import load_weights
 
 BATCH = 64
 

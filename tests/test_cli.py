@@ -14,8 +14,8 @@ from filelock import FileLock
 from made_reviews import write_archive
 
 from torch_rnn import RNN
-from torch_rnn.checkpoint import load_weights
 from torch_rnn.cli import CLI, main
+from torch_rnn.weights import load_weights
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
 FLOORS = (  # each room imports from floors below its own, or from its own
-    {"errors", "exchange", "reference", "loss"}
+    {"errors", "exchange", "files", "reference", "loss"}
     | {f"recurrence.{name}" for name in ("graphs", "inputs", "nonlinearities", "scan", "segments")},
-    {"checkpoint", "parity"}
+    {"weights", "parity"}
     | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
     | {f"recurrence.triton_{name}" for name in ("backend", "kernels", "steps")},
     {"recurrence", "cache", "download", "text"},

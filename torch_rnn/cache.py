@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from torch_rnn.checkpoint import file_sha256
 from torch_rnn.errors import RunError
+from torch_rnn.files import file_sha256
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from torch_rnn.checkpoint import write_atomically
 from torch_rnn.errors import RunError
+from torch_rnn.files import write_atomically
 
 CHUNK = 1 << 20
 TIMEOUT = 30

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_rnn.batches import Batch
-from torch_rnn.checkpoint import write_atomically
 from torch_rnn.classifier import Classifier
 from torch_rnn.datamodule import SequenceData
+from torch_rnn.files import write_atomically
 from torch_rnn.timing import device_name
 
 PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")

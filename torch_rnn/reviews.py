@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from rich.progress import Progress
 
-from torch_rnn.checkpoint import file_sha256
 from torch_rnn.download import download
 from torch_rnn.errors import RunError
+from torch_rnn.files import file_sha256
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 SIZE = 84_125_825

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from torch_rnn.checkpoint import load_weights, save_weights
 from torch_rnn.exchange import from_keras, from_torch, names, to_keras, to_torch
 from torch_rnn.layers import Weights, layered
 from torch_rnn.recurrence import check_backend
@@ -23,6 +22,7 @@ from torch_rnn.recurrence.inputs import real_steps
 from torch_rnn.recurrence.nonlinearities import NONLINEARITIES
 from torch_rnn.reference import PARAMETERS, NumpyRNN
 from torch_rnn.verbs import Verbs
+from torch_rnn.weights import load_weights, save_weights
 
 READOUTS = ("last", "mean", "max", "every")
 INITS = ("orthogonal", "seed")

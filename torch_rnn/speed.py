@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch_rnn.checkpoint import write_atomically
+from torch_rnn.files import write_atomically
 from torch_rnn.recurrence import BACKENDS
 
 PEER = "nn.RNN"

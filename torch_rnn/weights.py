@@ -1,4 +1,4 @@
-"""Files that cannot be half-written, and weights that cannot be silently wrong.
+"""Weights that cannot be silently wrong.
 
 A weights file is safetensors, readable by any reader of that format. Its metadata has one entry, "torch_rnn":
 a JSON object with the caller's own data and "sha256", the digest of the whole file as it would be with 64
@@ -8,7 +8,7 @@ zeros in the digest's place. safetensors itself loads a flipped bit in silence.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from torch_rnn.files import write_atomically
+
 UNSIGNED = "0" * 64
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Calls write(temporary path) and puts the result at `path`: the old file or the new, never a part.
-
-    The temporary file lies beside the target and is flushed to disk before it is renamed (POSIX rename).
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:

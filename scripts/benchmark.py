@@ -229,7 +229,7 @@ def main() -> int:
         )
     draw(found, chosen.out / "benchmark.png")
     if chosen.readme:
-        into_readme(table(found), README)
+        into_readme(table(found), README, "benchmark")
     print(table(found))
     print(chosen.out / "benchmark.json")
     return 0

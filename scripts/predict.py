@@ -29,6 +29,11 @@ def predictions(model: Path, texts: Iterable[str]) -> Iterator[tuple[str, float,
     if "text" not in about:
         raise ValueError(f"{model} was trained on {about.get('dataset', 'other data')}, not on text")
     vocabulary, maxlen = Vocabulary(about["text"]["vocabulary"]), about["text"]["maxlen"]
+    if len(vocabulary) > rnn.input_size:
+        raise ValueError(
+            f"{model} has {len(vocabulary):,} words and weights for {rnn.input_size:,}; its vocabulary is "
+            f"another one's: train again"
+        )
     texts = iter(texts)
     size = 1 if sys.stdin.isatty() else BATCH
     while batch := list(islice(texts, size)):

@@ -54,7 +54,7 @@ def test_what_a_run_leaves(finished):
     assert names == {
         "config.yaml", "metrics.csv", "curves.png", "model.safetensors", "results.json", "checkpoints",
     }  # fmt: skip
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
     assert (finished / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     found = results(finished)
     assert found["dataset"] == "quickstart"
@@ -82,7 +82,8 @@ def test_metrics_are_the_trainings(finished):
 
 def test_the_model_file_is_all_that_a_prediction_needs(finished):
     rnn = RNN.load(finished / "model.safetensors")
-    best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    (best,) = [of["best"] for of in state["callbacks"].values() if "best" in of]
     assert all(torch.equal(best[f"rnn.{name}"], value) for name, value in rnn.state_dict().items())
     _, about = load_weights(finished / "model.safetensors")
     assert about["dataset"] == "quickstart"
@@ -115,18 +116,28 @@ def test_another_seed_is_another_run(finished, tmp_path):
 def test_a_finished_run_is_never_overwritten(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert quickstart(finished) == 2
-    assert "holds a finished run; delete it, or name another with --trainer.default_root_dir" in (
+    assert "holds a finished run; delete it, name another with --trainer.default_root_dir, or see its" in (
         capsys.readouterr().err
     )
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
-def test_an_unfinished_run_is_started_anew(finished, tmp_path):
+def test_an_unfinished_run_is_not_lost_without_asking(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
+    assert quickstart(tmp_path / "run") == 2
+    assert "holds a run that did not finish: go on with it with --resume auto" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_what_was_killed_before_its_first_checkpoint_starts_anew(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "metrics.csv"):
+        shutil.copy(finished / name, tmp_path / "run")
+    (tmp_path / "run" / ".results.json.123.part").touch()
     assert quickstart(tmp_path / "run") == 0
-    assert results(tmp_path / "run")["test"] == results(finished)["test"]
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_the_path_of_the_results_is_the_last_line_and_quickstart_says_what_it_is_not(tmp_path, capsys):
@@ -148,10 +159,10 @@ def test_without_config_it_takes_the_default_and_names_the_folder_after_it(tmp_p
 
 def test_foreign_files_are_left_alone(finished, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_text("not ours: no config.yaml")
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_text("not ours")
     (tmp_path / "run" / "notes").touch()
-    assert quickstart(tmp_path / "run", "--model.backend", "cudnn") == 2
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_text() == "not ours: no config.yaml"
+    assert quickstart(tmp_path / "run") == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_text() == "not ours"
     assert (tmp_path / "run" / "notes").exists()
 
 

@@ -1,6 +1,5 @@
 """IMDB from a folder and from archives made here in its published layout; and the real one, where it is."""
 
-import io
 import os
 import tarfile
 
@@ -121,18 +120,39 @@ def test_a_damaged_archive_is_one_error_that_names_it(tmp_path, contents):
         prepared(tmp_path)
 
 
-def test_a_hostile_archive_writes_nothing_and_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind", "size", "message"),
+    [
+        ("../../evil.txt", tarfile.REGTYPE, 0, r"evil\.txt leaves its folder"),
+        ("/tmp/evil.txt", tarfile.REGTYPE, 0, r"evil\.txt leaves its folder"),
+        ("aclImdb/train/pos/99_9.txt", tarfile.SYMTYPE, 0, r"99_9\.txt is a link or a device"),
+        ("aclImdb/train/pos/99_9.txt", tarfile.LNKTYPE, 0, r"99_9\.txt is a link or a device"),
+        ("aclImdb/null", tarfile.CHRTYPE, 0, "aclImdb/null is a link or a device"),
+        ("aclImdb/pipe", tarfile.FIFOTYPE, 0, "aclImdb/pipe is a link or a device"),
+        (
+            "aclImdb/train/pos/99_9.txt",
+            tarfile.REGTYPE,
+            1 << 25,
+            "has 33,554,432 bytes; no review is so long",
+        ),
+        (
+            "aclImdb/imdb.vocab",
+            tarfile.REGTYPE,
+            10 << 30,
+            "imdb.vocab lies .* further than any data set goes",
+        ),
+    ],
+)
+def test_a_hostile_archive_writes_nothing_and_is_refused(tmp_path, name, kind, size, message):
     archive = tmp_path / "root" / "aclImdb.tar.gz"
-    write_archive(archive)
-    outside = tarfile.TarInfo("../../evil.txt")
-    link = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    archive.parent.mkdir()
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, "/etc/passwd", size
     with tarfile.open(archive, "w:gz") as tar:
-        tar.addfile(outside, io.BytesIO())
-        tar.addfile(link)
-    with pytest.raises(RunError, match=r"99_9\.txt is not a plain file"):
+        tar.fileobj.write(member.tobuf())
+    with pytest.raises(RunError, match=message):
         prepared(tmp_path)
-    assert not list(tmp_path.rglob("evil.txt"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["aclImdb.tar.gz", "root"]
 
 
 def test_no_data_and_no_network_names_the_ways_on(tmp_path, monkeypatch):

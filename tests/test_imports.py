@@ -16,8 +16,8 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     {"layers", "reviews", "verbs"},
     {"rnn", "compat"},
     {"batches"},
-    {"baseline", "classifier", "datamodule", "peers", "speed", "timing"},
-    {"imdb", "grammar", "addition", "report"},
+    {"baseline", "classifier", "datamodule", "metrics", "peers", "signals", "speed", "timing"},
+    {"imdb", "grammar", "addition", "checkpoint", "report"},
     {"cli"},
 )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 POOL = 50
 """Batches are cut from pools of this many, each sorted by length: little padding, still a random order."""
@@ -67,12 +67,13 @@ class Draw(NamedTuple):
 class SimilarLength(Sampler[Draw]):
     """Draws batches of similar length: shuffled anew in each epoch, or all sorted by length.
 
-    lengths (n,) of the sequences. `set_epoch` is called by Lightning at the start of each epoch.
+    lengths (n,) of the sequences. `set_epoch` is called by Lightning at the start of each epoch. The next
+    iteration begins at batch `start`, those after it at 0; `drawn` is how far this one has come.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, shuffle: bool):
         self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
-        self.epoch = 0
+        self.epoch = self.start = self.drawn = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -81,8 +82,11 @@ class SimilarLength(Sampler[Draw]):
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        for step, rows in enumerate(self._rows()):
-            yield Draw((self.seed, self.epoch, step), rows)
+        batches, start = self._rows(), self.start
+        self.start = 0
+        for step in range(start, len(batches)):
+            self.drawn = step + 1
+            yield Draw((self.seed, self.epoch, step), batches[step])
 
     def _rows(self) -> list[np.ndarray]:
         n = len(self.lengths)
@@ -100,6 +104,19 @@ class SimilarLength(Sampler[Draw]):
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+
+class Loader(DataLoader):
+    """Loads the batches that a SimilarLength draws, and can begin in the middle of an epoch."""
+
+    def __init__(self, sequences: "Sequences", sampler: SimilarLength):
+        super().__init__(sequences, sampler=sampler, batch_size=None)  # the sampler draws whole batches
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.sampler.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.start = state["step"]
 
 
 class Sequences(Dataset):

@@ -49,18 +49,28 @@ def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path], None])
     try:
         make(part)
         digests = {file.name: file_sha256(file) for file in sorted(part.iterdir())}
-        manifest = {"made_from": made_from, "sha256": digests}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        (part / MANIFEST).write_text(_manifest(made_from, digests), encoding="utf-8")
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _manifest(made_from: dict[str, Any], digests: dict[str, str]) -> str:
+    """The manifest's text, whose last entry is the SHA-256 of the others."""
+    entries = {"made_from": made_from, "sha256": digests}
+    own = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return json.dumps(entries | {"manifest": own}, indent=2)
 
 
 def _is_whole(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        digests = manifest["sha256"]
+        if text != _manifest(manifest["made_from"], digests):
+            raise ValueError("the manifest's own digest is not that of its entries")
         names = digests.keys() | {path.name for path in folder.iterdir()} - {MANIFEST}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         names, digests = {MANIFEST}, {}

@@ -1,6 +1,7 @@
 """Classifier: the RNN in training. logits -> loss -> metrics; the optimiser; what is logged."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from torch_rnn.batches import Batch
+from torch_rnn.errors import diverged
 from torch_rnn.loss import cross_entropy, most_probable
 from torch_rnn.recurrence.inputs import real_steps
 from torch_rnn.rnn import RNN
@@ -48,7 +50,7 @@ class Classifier(LightningModule):
         schedule: Literal["constant", "cosine"] = "constant",
     ):
         super().__init__()
-        if learning_rate <= 0:
+        if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer is {optimizer!r}; it must be adam or sgd")
@@ -74,9 +76,19 @@ class Classifier(LightningModule):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.rnn(x, lengths)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sums"] = self._sums.get("train")  # those of a validation begin anew, as it does
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums = {} if checkpoint["sums"] is None else {"train": checkpoint["sums"]}
+
     def training_step(self, batch: Batch, step: int) -> Tensor:
         loss = self._score("train", batch)
-        if self._logs_this_step():
+        logs = self._logs_this_step()
+        looks = logs or loss.device.type == "cpu"  # a GPU is waited for seldom
+        if looks and not math.isfinite(loss.item()):
+            raise diverged("the loss", self.trainer.global_step + 1)
+        if logs:
             self.log("train/batch_loss", loss, prog_bar=True)
         return loss
 

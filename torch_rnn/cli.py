@@ -1,30 +1,59 @@
 """script -> configuration -> Trainer -> report. Configuration enters here; below are plain arguments."""
 
+import json
 import logging
+import math
 import re
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from torch_rnn.checkpoint import FOLDER, Checkpoints, SignedIO, checkpoints_in, newest, refuse_another_run
 from torch_rnn.classifier import Classifier
 from torch_rnn.datamodule import SequenceData
 from torch_rnn.errors import RunError
+from torch_rnn.files import remove_parts, write_atomically
+from torch_rnn.metrics import Metrics
 from torch_rnn.report import Clock, draw_curves, print_results, results, write_results
+from torch_rnn.signals import Stop, Stopped
 
 log = logging.getLogger(__name__)
 RESULTS, CURVES, METRICS = "results.json", "curves.png", "metrics.csv"
 MODEL, CONFIG = "model.safetensors", "config.yaml"
+NO_MATTER = re.compile(
+    r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
+    r"|enable_\w+)|data\.init_args\.(root|cache)|checkpoint\.seconds"
+)
+"""The settings that a run may be resumed without: they do not change its numbers, or only their rounding."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml whole or not at all."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        path = Path(trainer.default_root_dir, CONFIG)
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+class Parser(LightningArgumentParser):
+    """Answers a setting that it cannot take with one sentence and exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {one_sentence(message)}; --help lists every setting", file=sys.stderr)
+        raise SystemExit(2)
 
 
 class CLI(LightningCLI):
@@ -38,37 +67,82 @@ class CLI(LightningCLI):
             run=False,
             auto_configure_optimizers=False,
             args=list(arguments),
+            parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            metavar="auto|PATH",
+            help="auto: start, go on from the newest valid checkpoint, or report a finished run; "
+            "PATH: go on from this checkpoint",
+        )
         parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
+        self.resume = self.config.pop("resume")  # how it was started is no setting of the run
         trainer = self.config.trainer
+        if not trainer.enable_progress_bar and trainer.enable_progress_bar is not None:
+            trainer.callbacks = [of for of in trainer.callbacks or [] if "ProgressBar" not in of.class_path]
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", Path(str(self.config.config[0])).stem))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        logger = CSVLogger(self.config.trainer.default_root_dir, name="", version="")
-        trainer = super().instantiate_trainer(logger=logger, **kwargs)
-        self.clock = Clock()
-        trainer.callbacks.append(self.clock)
+        self.folder = Path(self.config.trainer.default_root_dir)
+        self.clock, self.checkpoints = Clock(), self.config_init.checkpoint
+        self.checkpoints.metrics = Metrics(self.folder / METRICS)
+        self.checkpoints.seed = self.datamodule.seed
+        self.checkpoints.about = self.settings()
+        plugins = [SignedIO()]
+        if SLURMEnvironment.detect():
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # scripts/train.sbatch requeues
+        trainer = super().instantiate_trainer(logger=self.checkpoints.metrics, plugins=plugins, **kwargs)
+        trainer.callbacks.insert(0, self.clock)
         return trainer
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide a run's numbers, by their dotted names."""
+        return settings(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+
+
+def settings(config: Any, name: str = "") -> dict[str, Any]:
+    """A configuration's leaves by their dotted names, but for those that do not change a run's numbers."""
+    if isinstance(config, list) and config and isinstance(config[0], dict):  # callbacks, by their class
+        config = {of["class_path"]: of.get("init_args", {}) for of in config}
+    if not isinstance(config, dict):
+        return {} if NO_MATTER.fullmatch(name) else {name: config}
+    found = {}
+    for key, value in config.items():
+        found |= settings(value, f"{name}.{key}" if name else key)
+    return found
+
+
+def one_sentence(message: str) -> str:
+    """What jsonargparse says of a bad setting, without its lists of types and its own objects."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    beside = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|$")
+    return " ".join(line for line in lines if not beside.match(line)).rstrip(".")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Holds the folder for one run, and clears away what a run that did not finish has left there.
+    """Holds the folder for one run, and clears away what a killed one was writing.
 
-    Raises RunError where it holds a finished run or another run is in it, or where it cannot be made.
+    Raises RunError where another run is in it, or where it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        remove_parts(folder)
+        remove_parts(folder / FOLDER)
     except Timeout as error:
         raise RunError(
             f"{folder} is in use by another run; name another with --trainer.default_root_dir"
@@ -78,24 +152,17 @@ def claimed(folder: Path) -> Iterator[None]:
             f"{folder} cannot be made ({error}); name another with --trainer.default_root_dir"
         ) from error
     try:
-        if (folder / RESULTS).exists():
-            raise RunError(
-                f"{folder} holds a finished run; delete it, or name another with --trainer.default_root_dir"
-            )
-        if (folder / CONFIG).exists():
-            log.warning("%s holds a run that did not finish; it is started anew", folder)
-            for name in (METRICS, "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
-                (folder / name).unlink(missing_ok=True)
         yield
     finally:
-        (folder / ".lock").unlink()
+        (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 
 def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
-    """Trains, lets validation choose a checkpoint, tests that once, reports; returns the exit status.
+    """Trains, lets validation choose the weights, tests them once, reports; returns the exit status.
 
-    Without --config it takes default_config. Exit status 2, and one sentence, for what cannot be run.
+    Without --config it takes default_config. Exit status 2, and one sentence, for what cannot be run; 128 +
+    the signal's number where a signal has stopped it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not any(re.match(r"--config(=|$)|-c", argument) for argument in arguments):
@@ -103,54 +170,102 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
     _speak_plainly()
     torch.utils.deterministic.fill_uninitialized_memory = False  # which finds mistakes, and takes time
     try:
-        try:
-            cli = CLI(arguments)
-        except ValueError as error:  # a setting that a constructor refuses
-            raise RunError(str(error)) from error
-        cli.datamodule.suit(cli.model.rnn)
-        if cli.trainer.fast_dev_run:
-            train(cli)
-        else:
-            with claimed(Path(cli.trainer.default_root_dir)):
-                report(cli, *train(cli))
+        with Stop() as stop:
+            run(arguments, stop)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     except (RunError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        name, why = error.filename or "a file", error.strerror or error
+        print(f"error: {name} cannot be written or read ({why}); mend that and start again", file=sys.stderr)
         return 2
     return 0
 
 
-def train(cli: CLI) -> tuple[dict[str, Mapping[str, float]], int, float]:
-    """Trains and tests; returns the scores of the validation and the test, the epochs and the seconds."""
+def run(arguments: Sequence[str], stop: Stop) -> None:
+    """One run from its arguments to its report, or from where it was stopped, or only its report again."""
+    try:
+        cli = CLI(arguments)
+    except (ValueError, MisconfigurationException) as error:  # a setting that a constructor refuses
+        raise RunError(str(error)) from error
+    cli.datamodule.suit(cli.model.rnn)
+    if (clip := cli.trainer.gradient_clip_val) is not None and not 0 <= clip < math.inf:
+        raise RunError(f"trainer.gradient_clip_val is {clip}; it must be at least 0, and 0 is no clipping")
+    cli.checkpoints.stop = stop
+    if cli.trainer.fast_dev_run:
+        train(cli, None)
+        return
+    with claimed(cli.folder):
+        if (cli.folder / RESULTS).exists():
+            report_again(cli)
+        else:
+            report(cli, train(cli, beginning(cli)))
+
+
+def beginning(cli: CLI) -> Path | None:
+    """The checkpoint to go on from; None for the start. Raises RunError where that would lose something."""
+    if cli.resume not in (None, "auto"):
+        return Path(cli.resume)
+    if cli.resume == "auto":
+        return newest(cli.folder)
+    if checkpoints_in(cli.folder):
+        raise RunError(
+            f"{cli.folder} holds a run that did not finish: go on with it with --resume auto, delete it, or "
+            f"name another with --trainer.default_root_dir"
+        )
+    return None
+
+
+def train(cli: CLI, checkpoint: Path | None) -> dict[str, Mapping[str, float]]:
+    """Trains, from a checkpoint or from the start, and tests; returns the scores of validation and test."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if getattr(trainer, name) == 0:
             raise RunError(
                 f"trainer.{name} is 0; a run needs at least one batch to train, to choose and to test"
             )
-    started = time.perf_counter()
-    trainer.fit(model, datamodule=data)
-    if trainer.fast_dev_run:
-        chosen = None
-    elif trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path:
-        chosen = trainer.checkpoint_callback.best_model_path
-    else:
-        raise RunError("no checkpoint was saved: at least one epoch must be trained and validated")
-    epochs = trainer.current_epoch
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    if cli.checkpoints.best is not None:
+        model.load_state_dict(cli.checkpoints.best)
+    elif not trainer.fast_dev_run:
+        raise RunError("nothing was chosen: at least one epoch must be trained and validated")
     trainer.loggers = []  # metrics.csv is the training's; these scores stand in results.json
-    (validation,) = trainer.validate(model, datamodule=data, ckpt_path=chosen, verbose=False)
-    (test,) = trainer.test(model, datamodule=data, ckpt_path=chosen, verbose=False)
-    return {"test": test, "validation": validation}, epochs, time.perf_counter() - started
+    (validation,) = trainer.validate(model, datamodule=data, verbose=False)
+    (test,) = trainer.test(model, datamodule=data, verbose=False)
+    return {"test": test, "validation": validation}
 
 
-def report(cli: CLI, scores: dict[str, Mapping[str, float]], epochs: int, seconds: float) -> None:
+def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
     """Leaves the picture, the model and, last, the results in the run's folder, and prints them."""
-    trainer, model, data = cli.trainer, cli.model, cli.datamodule
-    folder = Path(trainer.default_root_dir)
-    found = results(trainer, model, data, cli.clock, scores, epochs, seconds)
+    model, data, folder = cli.model, cli.datamodule, cli.folder
+    found = results(cli.trainer, model, data, cli.clock, scores)
     draw_curves(folder / METRICS, folder / CURVES)
     save_model(folder / MODEL, model, data)
     write_results(folder / RESULTS, found)
     print_results(found, data.remarks(model.rnn), Console())
+    print(folder / RESULTS)
+
+
+def report_again(cli: CLI) -> None:
+    """Prints a finished run's results. Raises RunError without --resume auto, or where it was another run."""
+    folder = cli.folder
+    if cli.resume != "auto":
+        raise RunError(
+            f"{folder} holds a finished run; delete it, name another with --trainer.default_root_dir, or see "
+            f"its results again with --resume auto"
+        )
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        began_with = settings(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(
+            f"{folder} holds a finished run whose files are damaged ({error}); delete it"
+        ) from error
+    refuse_another_run(began_with, cli.settings())
+    print_results(found, [f"{folder} holds this finished run; nothing was left to do."], Console())
     print(folder / RESULTS)
 
 
@@ -170,5 +285,4 @@ def _speak_plainly() -> None:
     )
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is ready in 1 ms
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # --config may be put before
-    warnings.filterwarnings("ignore", message="Experiment logs directory")  # `claim` has made it ready
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own, under torch 2.13

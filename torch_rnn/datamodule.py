@@ -1,13 +1,13 @@
 """SequenceData: what the data modules share, from sequences to loaders."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
-from torch_rnn.batches import Ragged, Sequences, SimilarLength
+from torch_rnn.batches import Loader, Ragged, Sequences, SimilarLength
 from torch_rnn.errors import RunError
 from torch_rnn.loss import check_labels
 from torch_rnn.recurrence.checks import check_values
@@ -20,6 +20,11 @@ def at_least_1(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def lengths_of(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """The lengths (n,) of sequences (T, ...)."""
+    return sequences.lengths if isinstance(sequences, Ragged) else np.array([len(s) for s in sequences])
 
 
 class SequenceData(LightningDataModule):
@@ -63,6 +68,18 @@ class SequenceData(LightningDataModule):
             raise RunError(f"the {split} data: {error}") from error
         self.splits[split] = (sequences, labels)
 
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of the vocabulary and of all lengths and labels: what tells these data from others."""
+        found = {}
+        if self.vocabulary is not None:
+            found["vocabulary"] = hashlib.sha256("\n".join(self.vocabulary.words).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for split in sorted(self.splits):
+            sequences, labels = self.splits[split]
+            digest.update(lengths_of(sequences).tobytes())
+            digest.update(np.concatenate([np.atleast_1d(y) for y in labels]).astype(np.int64).tobytes())
+        return {**found, "data": digest.hexdigest()}
+
     def suit(self, rnn: RNN) -> None:
         """Raises RunError where the rnn's outputs are not what these data have labels for."""
         needed = {1, 2} if len(self.classes) == 2 else {len(self.classes)}
@@ -77,23 +94,19 @@ class SequenceData(LightningDataModule):
         """What a reader of the report should know beside loss and accuracy, of the trained and tested rnn."""
         return []
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         return self._loader("validation")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Loader:
         return self._loader("test")
 
-    def _loader(self, split: str) -> DataLoader:
+    def _loader(self, split: str) -> Loader:
         sequences, labels = self.splits[split]
-        lengths = (
-            sequences.lengths if isinstance(sequences, Ragged) else np.array([len(s) for s in sequences])
-        )
         train = split == "train"
-        return DataLoader(
+        return Loader(
             Sequences(sequences, labels, self.word_dropout if train else 0.0),
-            sampler=SimilarLength(lengths, self.batch_size, self.seed, shuffle=train),
-            batch_size=None,  # the sampler draws whole batches
+            SimilarLength(lengths_of(sequences), self.batch_size, self.seed, shuffle=train),
         )

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: str | os.PathLike, write: Callable[[Path], None], *, keep: Path | None = None
+) -> None:
     """Calls write(temporary path) and puts the result at `path`: the old file or the new, never a part.
 
-    The temporary file lies beside the target and is flushed to disk before it is renamed (POSIX rename).
+    The temporary file lies beside the target and is flushed to disk before it is renamed (POSIX rename). What
+    stood at `path` is renamed to `keep` before, where that is given; a kill can fall between the two.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -17,6 +20,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
         write(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None:
+            os.replace(path, keep)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -26,6 +31,12 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the temporary files that killed writers have left; nobody else may be writing there."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

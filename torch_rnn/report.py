@@ -26,11 +26,31 @@ PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
 
 
 class Clock(Callback):
-    """Counts the steps and tokens of the training, and the seconds that they took without validation."""
+    """Counts the steps and tokens of the training, and the seconds that they took without validation.
+
+    Of a run that was stopped and resumed it counts all parts; `elapsed` is the time since it began, as far as
+    it was running and what it did was not lost.
+    """
 
     def __init__(self) -> None:
         self.steps, self.tokens, self.seconds = 0, torch.zeros((), dtype=torch.long), 0.0
-        self._since = 0.0
+        self._since = self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"steps": self.steps, "tokens": int(self.tokens), "elapsed": self.elapsed}
+        return state | {"seconds": self.seconds + time.perf_counter() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps, self.seconds = state_dict["steps"], state_dict["seconds"]
+        self.tokens = torch.tensor(state_dict["tokens"])
+        self._began -= state_dict["elapsed"]
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -64,8 +84,6 @@ def results(
     data: SequenceData,
     clock: Clock,
     scores: Mapping[str, Mapping[str, float]],
-    epochs: int,
-    seconds: float,
 ) -> dict[str, Any]:
     """What results.json holds. scores: for "validation" and "test" the metrics that the Trainer returned."""
     device = trainer.strategy.root_device
@@ -73,9 +91,9 @@ def results(
         "dataset": data.name,
         **{split: _scores(split, metrics, model) for split, metrics in scores.items()},
         "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
-        "epochs": epochs,
+        "epochs": trainer.current_epoch,
         "seed": data.seed,
-        "seconds": round(seconds, 2),
+        "seconds": round(clock.elapsed, 2),
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
         "tokens_per_second": round(float(clock.tokens) / clock.seconds) if clock.seconds else 0,
         "peak_memory": _peak_memory(device),

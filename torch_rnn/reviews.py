@@ -7,7 +7,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from rich.progress import Progress
@@ -21,6 +21,8 @@ SIZE = 84_125_825
 SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 LARGEST = 1 << 24
 """No file of it that is read has more bytes; one that has is not what it says."""
+LARGEST_ARCHIVE = 1 << 32
+"""Nor has all that is in it."""
 
 COMPRESSED = (".gz", ".xz", ".bz2")
 REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_\d+\.txt")
@@ -117,16 +119,36 @@ def _files_of_archive(archive: Path) -> Iterator[tuple[str, str]]:
             tarfile.open(fileobj=io.BufferedReader(raw), mode="r:*") as tar,
         ):
             for member in tar:
+                _refuse_hostile(member, archive)
                 name = member.name.removeprefix("./").removeprefix("aclImdb/")
                 if not (REVIEW.fullmatch(name) or FILMS.fullmatch(name)):
                     continue
-                if not member.isreg() or member.size > LARGEST:
-                    raise RunError(f"{archive}: {member.name} is not a plain file of a review's size")
+                if member.size > LARGEST:
+                    raise RunError(
+                        f"{archive}: {member.name} has {member.size:,} bytes; no review is so long"
+                    )
                 yield name, _decoded(tar.extractfile(member).read(), f"{archive}: {member.name}")
+            for chunk in iter(lambda: tar.fileobj.read(1 << 20), b""):  # to its end, where its checksum is
+                if chunk.strip(b"\0"):
+                    raise tarfile.ReadError("data behind its end")
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise RunError(
             f"{archive} is damaged or not an archive ({error}); delete it and start again"
         ) from error
+
+
+def _refuse_hostile(member: tarfile.TarInfo, archive: Path) -> None:
+    """Raises RunError for what no published data set holds, and what would do harm if it were extracted."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        why = "leaves its folder"
+    elif not (member.isreg() or member.isdir()):
+        why = "is a link or a device, not a plain file"
+    elif member.offset_data + member.size > LARGEST_ARCHIVE:
+        why = f"lies {member.offset_data + member.size:,} bytes into it, further than any data set goes"
+    else:
+        return
+    raise RunError(f"{archive}: {member.name} {why}; this is not the published archive, do not extract it")
 
 
 def _read(path: Path, how: Callable[[Path], T]) -> T:

@@ -6,7 +6,6 @@ from torch_rnn.files import write_atomically
 from torch_rnn.recurrence import BACKENDS
 
 PEER = "nn.RNN"
-BEGIN, END = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
 
 
 def table(found: dict) -> str:
@@ -89,9 +88,10 @@ def draw(found: dict, picture: Path) -> None:
     plt.close(figure)
 
 
-def into_readme(text: str, readme: Path) -> None:
-    """Puts the table between its two marks."""
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}{text}{END}{after}"
+def into_readme(text: str, readme: Path, mark: str) -> None:
+    """Puts the text between <!-- mark --> and <!-- /mark -->."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    new = f"{before}{begin}{text}{end}{after}"
     write_atomically(readme, lambda part: part.write_text(new, encoding="utf-8"))

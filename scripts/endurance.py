@@ -1,0 +1,82 @@
+"""Breaks runs in every way that they are promised to survive, and prints promise, tries and failures.
+
+Small runs with dropout and real files are killed, damaged and starved; --scale 0.1 makes a tenth of the tries.
+The full number takes about half an hour. Exit status 1 where a promise is broken.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from torch_rnn.speed import into_readme
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import trials
+
+TRIALS = {  # name: trial, tries
+    "steps": (trials.every_step, 59),
+    "kills": (trials.kills, 100),
+    "saves": (trials.kills_in_save, 200),
+    "damage": (trials.damage, 1000),
+    "disk": (trials.full_disk, 20),
+    "signals": (trials.signals, 30),
+    "input": (trials.bad_input, 1),
+    "many": (trials.many_at_once, 20),
+    "cost": (trials.cost, 1),
+}
+
+
+def table(rows: list[trials.Found]) -> str:
+    """The table of the README, in Markdown."""
+    lines = ["| promise | tries | failures |", "|---|---|---|"]
+    for row in rows:
+        seen = f" ({row.seen})" if row.seen else ""
+        lines.append(f"| {row.promise}{seen} | {row.tries:,} | {len(row.failures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def show(rows: list[trials.Found]) -> None:
+    shown = Table("promise", "tries", "failures")
+    for row in rows:
+        seen = f" ({row.seen})" if row.seen else ""
+        shown.add_row(row.promise + seen, f"{row.tries:,}", str(len(row.failures)))
+    Console().print(shown)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "trials", nargs="*", metavar="trial", help=f"of {', '.join(TRIALS)}; none: all of them"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="of the full number of tries")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.trials) - set(TRIALS):
+        parser.error(f"trial is {', '.join(sorted(unknown))}; it must be one of {', '.join(TRIALS)}")
+    if not 0 < chosen.scale <= 10:
+        parser.error(f"--scale is {chosen.scale}; it must be above 0 and at most 10")
+    logging.disable(logging.INFO)
+    rows = []
+    for name in chosen.trials or TRIALS:
+        trial, tries = TRIALS[name]
+        with tempfile.TemporaryDirectory(prefix="endurance-") as work:
+            rows.append(trial(Path(work), max(1, round(tries * chosen.scale))))
+            for failure in rows[-1].failures:
+                print(failure, file=sys.stderr)
+    show(rows)
+    if chosen.readme:
+        into_readme(table(rows), ROOT / "README.md", "endurance")
+    return int(any(row.failures for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,14 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from torch_rnn.datamodule import SequenceData
 from torch_rnn.errors import RunError, diverged
 from torch_rnn.files import write_atomically
 from torch_rnn.metrics import Metrics
@@ -72,6 +70,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise RunError(
             f"{path} is not a checkpoint of torch_rnn: it holds more than tensors and numbers"
         ) from error
+
+
+def check_run(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises RunError where the file is no valid checkpoint of a run with these settings."""
+    checkpoint = read_checkpoint(path)
+    if "settings" not in checkpoint:
+        raise RunError(f"{path} is not a checkpoint of a training run; name one that a run has left")
+    refuse_another_run(checkpoint["settings"], settings)
 
 
 def newest(folder: Path) -> Path | None:
@@ -142,8 +148,8 @@ class Checkpoints(Checkpoint):
     seconds   after so long the next step is followed by a checkpoint, so that a kill costs at most these
               seconds, and the validation that it falls into; 0 for one after every step.
 
-    Who makes the Trainer sets seed, stop, metrics and about: the seed of the steps' randomness, the signals
-    to obey, the curves to save, and the settings of the run that the checkpoints are of.
+    Who makes the Trainer sets seed, stop, metrics and settings: the seed of the steps' randomness, the signals
+    to obey, the curves to save, and what a run that goes on from a checkpoint must have in common with it.
     """
 
     def __init__(
@@ -161,7 +167,7 @@ class Checkpoints(Checkpoint):
         self.seed = 0
         self.stop = Stop()
         self.metrics: Metrics | None = None
-        self.about: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self._saved_at = 0.0
         self._trained = False
         self._known: dict[str, Tensor] = {}
@@ -169,17 +175,13 @@ class Checkpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "score": self.score}
 
-    def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
-        if isinstance(trainer.datamodule, SequenceData):
-            self.about.update(trainer.datamodule.fingerprint())
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.score = state_dict["best"], state_dict["score"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["about"] = self.about
+        checkpoint["settings"], checkpoint["data"] = self.settings, trainer.datamodule.fingerprint()
         checkpoint["metrics"] = self.metrics.text() if self.metrics else ""
         checkpoint["trained"] = self._trained
         checkpoint["known"] = dict(trainer.callback_metrics)  # what early stopping looks at
@@ -192,7 +194,7 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        refuse_another_run(checkpoint["about"], self.about)
+        refuse_another_run(checkpoint["data"], trainer.datamodule.fingerprint())
         if self.metrics:
             self.metrics.restore(checkpoint["metrics"])
         trainer.should_stop = checkpoint["trained"]
@@ -247,10 +249,18 @@ class Checkpoints(Checkpoint):
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Makes the randomness of a step, dropout for instance, a function of (seed, step)."""
-    (state,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(state))
+    state = _mixed(_mixed(seed) + step)
+    torch.default_generator.manual_seed(state)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(int(state))
+        torch.cuda.default_generators[device.index or 0].manual_seed(state)
+
+
+def _mixed(z: int) -> int:
+    """SplitMix64 (Steele, Lea and Flood, 2014): 64 bits, each of which depends on every bit of z."""
+    z = (z + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
 def refuse_another_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

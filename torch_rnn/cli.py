@@ -20,7 +20,15 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from torch_rnn.checkpoint import FOLDER, Checkpoints, SignedIO, checkpoints_in, newest, refuse_another_run
+from torch_rnn.checkpoint import (
+    FOLDER,
+    Checkpoints,
+    SignedIO,
+    check_run,
+    checkpoints_in,
+    newest,
+    refuse_another_run,
+)
 from torch_rnn.classifier import Classifier
 from torch_rnn.datamodule import SequenceData
 from torch_rnn.errors import RunError
@@ -99,7 +107,7 @@ class CLI(LightningCLI):
         self.clock, self.checkpoints = Clock(), self.config_init.checkpoint
         self.checkpoints.metrics = Metrics(self.folder / METRICS)
         self.checkpoints.seed = self.datamodule.seed
-        self.checkpoints.about = self.settings()
+        self.checkpoints.settings = self.settings()
         plugins = [SignedIO()]
         if SLURMEnvironment.detect():
             plugins.append(SLURMEnvironment(auto_requeue=False))  # scripts/train.sbatch requeues
@@ -207,16 +215,17 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
 
 def beginning(cli: CLI) -> Path | None:
     """The checkpoint to go on from; None for the start. Raises RunError where that would lose something."""
-    if cli.resume not in (None, "auto"):
-        return Path(cli.resume)
-    if cli.resume == "auto":
-        return newest(cli.folder)
-    if checkpoints_in(cli.folder):
+    if cli.resume is None and checkpoints_in(cli.folder):
         raise RunError(
             f"{cli.folder} holds a run that did not finish: go on with it with --resume auto, delete it, or "
             f"name another with --trainer.default_root_dir"
         )
-    return None
+    if cli.resume is None:
+        return None
+    path = newest(cli.folder) if cli.resume == "auto" else Path(cli.resume)
+    if path is not None:
+        check_run(path, cli.settings())
+    return path
 
 
 def train(cli: CLI, checkpoint: Path | None) -> dict[str, Mapping[str, float]]:

@@ -65,7 +65,7 @@ def check_lengths(lengths: Tensor, B: int, T: int) -> None:
         raise TypeError(f"lengths is {lengths.dtype}; it must be integers")
     if tuple(lengths.shape) != (B,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; it must be ({B},), one a row of x")
-    if readable(lengths) and B and not (0 <= lengths.min() and lengths.max() <= T):
+    if readable(lengths) and not _within(lengths, T + 1):
         raise ValueError(
             f"lengths are in {lengths.min()}..{lengths.max()}; they must be in 0..{T}, the steps of x"
         )

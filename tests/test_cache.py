@@ -33,6 +33,7 @@ def test_made_once_for_each_recipe(tmp_path):
     assert times_made(tmp_path) == 2
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
 def test_damage_is_seen_and_mended(tmp_path, damage, caplog):
     folder = open_it(tmp_path)
@@ -79,6 +80,7 @@ def test_many_starts_at_once_make_it_once(tmp_path):
     assert times_made(tmp_path) == 1
 
 
+@pytest.mark.bad_input
 def test_a_place_that_cannot_be_written_is_one_error_that_names_the_fix(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot be written to .*--data\.cache"):

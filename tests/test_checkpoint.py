@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped_once(tmp_path_factory):
-    """A run that was stopped before step 20, went on, and was stopped before step 23: it has two checkpoints."""
+    """A run that was stopped before step 20, went on, and was stopped before step 23: two checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     for step in (20, 23):
         with stopped_at(step):

@@ -99,6 +99,7 @@ def test_cosine_schedule():
     assert factors == sorted(factors[:50]) + sorted(factors[50:], reverse=True)
 
 
+@pytest.mark.bad_input
 def test_refuses_bad_settings():
     with pytest.raises(ValueError, match="learning_rate is 0; it must be above 0"):
         Classifier(9, 5, learning_rate=0)

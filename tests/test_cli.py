@@ -113,6 +113,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
     assert results(tmp_path / "run")["test"]["loss"] != results(finished)["test"]["loss"]
 
 
+@pytest.mark.bad_input
 def test_a_finished_run_is_never_overwritten(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert quickstart(finished) == 2
@@ -122,6 +123,7 @@ def test_a_finished_run_is_never_overwritten(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
+@pytest.mark.bad_input
 def test_an_unfinished_run_is_not_lost_without_asking(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
@@ -166,6 +168,7 @@ def test_foreign_files_are_left_alone(finished, tmp_path):
     assert (tmp_path / "run" / "notes").exists()
 
 
+@pytest.mark.bad_input
 def test_two_runs_in_one_folder_are_one_and_a_refusal(tmp_path, capsys):
     tmp_path.joinpath("run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
@@ -181,6 +184,7 @@ def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):
     assert results(tmp_path / "run")["test"]["n"] == 64
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -191,16 +195,23 @@ def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):
         ["--data.batch_size", "many"],
         ["--model.readout", "first"],
         ["--config", "missing.yaml"],
+        ["--seed_everything", "true"],
+        ["--trainer.precision", "7"],
+        ["--data.class_path", "nonsense.Data"],
+        ["--checkpoint.seconds", "soon"],
     ],
 )
 def test_misspelt_shortened_and_wrong_settings_exit_with_2(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         quickstart(tmp_path / "run", *arguments)
     assert exit.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error:") and "--help lists every setting" in line]
+    assert not any("Namespace" in line or "Subtypes" in line for line in lines)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,6 +222,12 @@ def test_misspelt_shortened_and_wrong_settings_exit_with_2(tmp_path, arguments, 
         (["--data.train", "0"], "train is 0; it must be at least 1"),
         (["--model.readout", "every"], "readout is every; the labels of quickstart need last, mean or max"),
         (["--model.output_size", "3"], "output_size is 3; 2 classes need 1 or 2"),
+        (["--model.learning_rate", ".inf"], "learning_rate is inf; it must be above 0"),
+        (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val is -1; it must be at least 0"),
+        (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
+        (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
+        (["--checkpoint.seconds", "61"], "seconds is 61.0; it must be in 0..60"),
+        (["--resume", "missing.ckpt"], "missing.ckpt cannot be read (No such file or directory)"),
         (["--trainer.max_epochs", "0"], "at least one epoch must be trained and validated"),
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is 0"),
     ],

@@ -20,6 +20,7 @@ def ragged(ids):
     return Ragged(np.array(ids), np.array([0, len(ids)]), np.array([0]), maxlen=9, max_features=3)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("sequences", "labels", "message"),
     [
@@ -45,6 +46,7 @@ def test_good_values_are_held():
     assert next(iter(data.test_dataloader())).x.tolist() == [[0, 0]]
 
 
+@pytest.mark.bad_input
 def test_the_rnn_must_suit_the_labels():
     Data().suit(RNN(3, 2, 1))
     Data().suit(RNN(3, 2, 2, readout="max"))

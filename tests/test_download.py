@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,6 +19,7 @@ ANSWERS = {
     "/cut": (200, len(GOOD), GOOD[:1000]),
     "/long": (200, len(GOOD) + 1, GOOD + b"x"),
     "/other": (200, len(GOOD), GOOD[::-1]),
+    "/slow": (200, len(GOOD), b"slow"),
     "/html": (200, 20, b"<html>sorry</html>  "),
 }
 
@@ -29,6 +31,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(body)
+        if self.path == "/slow":
+            time.sleep(1)
 
     def log_message(self, *args):
         pass
@@ -53,13 +57,17 @@ def test_a_good_file_arrives(server, tmp_path):
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("path", [path for path in ANSWERS if path != "/good"])
-def test_anything_else_is_refused_and_leaves_nothing(server, tmp_path, path):
+def test_anything_else_is_refused_and_leaves_nothing(server, tmp_path, path, monkeypatch):
+    monkeypatch.setattr("torch_rnn.download.TIMEOUT", 0.3)
     with pytest.raises(RunError, match=f"{server}{path}"):
         fetch(f"{server}{path}", tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+    fetch(f"{server}/good", tmp_path / "file")
 
 
+@pytest.mark.bad_input
 def test_no_server_is_one_clear_error(tmp_path):
     with pytest.raises(RunError, match=r"cannot be read: .*refused"):
         fetch("http://127.0.0.1:9/file", tmp_path / "file")

@@ -95,6 +95,7 @@ def test_from_keras_and_back(num_layers, bidirectional, bias):
     assert all(np.array_equal(one, other) for one, other in zip(back, weights, strict=True))
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

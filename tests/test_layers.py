@@ -184,6 +184,7 @@ def test_recurrent_dropout_thins_Whh_in_training():
     assert not torch.equal(rnn(ids, None, h0), rnn(ids, None, h0))
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -206,6 +207,7 @@ def test_refuses_bad_settings(settings, error, message):
         RNN(**{"input_size": 2, "hidden_size": 2, "output_size": 1, **settings})
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

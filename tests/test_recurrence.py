@@ -192,6 +192,7 @@ BAD = [
 ]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("name", "value", "error", "message"), BAD, ids=lambda v: None)
 def test_refuses_bad_input(name, value, error, message):
     recurrence(**GOOD)

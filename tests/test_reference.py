@@ -88,6 +88,7 @@ def test_weights_start_orthogonal_or_as_the_article_has_them():
     assert not np.any([rnn.bh, small.bh])
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -102,6 +103,7 @@ def test_refuses_bad_settings(settings, message):
         NumpyRNN(**{"input_size": 2, "hidden_size": 2, "output_size": 1, **settings})
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
@@ -118,6 +120,7 @@ def test_refuses_bad_sequences(x, error, message):
         NumpyRNN(2, 3, 1).forward(x)
 
 
+@pytest.mark.bad_input
 def test_refuses_bad_labels_and_a_stale_x():
     rnn = NumpyRNN(2, 3, 1)
     y = rnn.forward([0, 1])

@@ -153,6 +153,7 @@ def test_repr_says_what_it_is():
     assert repr(RNN(6, 4, 3, bias=False, readout="max")) == "RNN(6, 4, 3, bias=False, readout='max')"
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -170,6 +171,7 @@ def test_refuses_bad_settings(settings, error, message):
         RNN(**{"input_size": 2, "hidden_size": 2, "output_size": 1, **settings})
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -192,6 +194,7 @@ def test_refuses_bad_input_and_goes_on(arguments, error, message):
     assert rnn(ids).shape == (2, 3)
 
 
+@pytest.mark.bad_input
 def test_verbs_refuse_bad_input():
     rnn = RNN(6, 4, 3)
     with pytest.raises(ValueError, match=r"labels are in 3\.\.3; they must be in 0\.\.2"):

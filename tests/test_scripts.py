@@ -65,6 +65,7 @@ def test_compare_numpy_exits_with_1_where_a_row_is_out_of_tolerance(run, monkeyp
     assert "OUT" in capsys.readouterr().out
 
 
+@pytest.mark.bad_input
 def test_compare_numpy_refuses_bad_arguments(run, capsys):
     for arguments, message in (
         (["--steps", 0], "--steps is 0; it must be at least 1"),
@@ -89,13 +90,17 @@ def test_predict_labels_arguments_and_lines(run, model, capsys, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.bad_input
 def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys):
     RNN(2, 2, 1).save(tmp_path / "numbers", dataset="addition")
     (tmp_path / "rubbish").write_text("rubbish")
+    text = {"maxlen": 4, "vocabulary": ["<unk>", "good", "bad"]}
+    RNN(2, 2, 1).save(tmp_path / "other words", classes=["negative", "positive"], text=text)
     for path, message in (
         (tmp_path / "missing", "No such file"),
         (tmp_path / "numbers", "was trained on addition, not on text"),
         (tmp_path / "rubbish", "is not a weights file"),
+        (tmp_path / "other words", "has 3 words and weights for 2; its vocabulary is another one's"),
     ):
         assert run("predict", path, "good") == 2
         assert message in capsys.readouterr().err

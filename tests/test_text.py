@@ -30,11 +30,13 @@ def test_max_features_counts_every_id():
     assert small.words == Vocabulary.build(COUNTS).first(3).words
 
 
+@pytest.mark.bad_input
 def test_refuses_words_without_the_unknown_one():
     with pytest.raises(ValueError, match="a vocabulary starts with '<unk>'"):
         Vocabulary(["the"])
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("installed", ["0.18.0", "0.7.0", None])
 def test_another_torchtext_is_one_error_that_names_the_fix(monkeypatch, installed):
     def version(name):

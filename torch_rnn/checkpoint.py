@@ -148,8 +148,8 @@ class Checkpoints(Checkpoint):
     seconds   after so long the next step is followed by a checkpoint, so that a kill costs at most these
               seconds, and the validation that it falls into; 0 for one after every step.
 
-    Who makes the Trainer sets seed, stop, metrics and settings: the seed of the steps' randomness, the signals
-    to obey, the curves to save, and what a run that goes on from a checkpoint must have in common with it.
+    Who makes the Trainer sets seed, stop, metrics and settings: the seed of the steps' randomness, the
+    signals to obey, the curves to save, and what a run must have in common with a checkpoint to resume it.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ RESULTS, CURVES, METRICS = "results.json", "curves.png", "metrics.csv"
 MODEL, CONFIG = "model.safetensors", "config.yaml"
 NO_MATTER = re.compile(
     r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
-    r"|enable_\w+)|data\.init_args\.(root|cache)|checkpoint\.seconds"
+    r"|enable_\w+|profiler)|data\.init_args\.(root|cache)|checkpoint\.seconds"
 )
 """The settings that a run may be resumed without: they do not change its numbers, or only their rounding."""
 

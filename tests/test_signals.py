@@ -1,0 +1,78 @@
+"""Signals: noted while a step runs, obeyed at once elsewhere, and given back in the end."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from torch_rnn.signals import SIGNALS, Stop, Stopped
+
+BATCH_FILE = Path(__file__).parents[1] / "scripts" / "train.sbatch"
+
+
+def send(signum):
+    os.kill(os.getpid(), signum)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_outside_the_steps_a_signal_ends_the_run_at_once(signum):
+    with pytest.raises(Stopped) as stopped, Stop():
+        send(signum)
+    assert stopped.value.status == 128 + signum
+    assert f"stopped by {signum.name}" in str(stopped.value)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_during_a_step_it_is_noted(signum):
+    with Stop() as stop:
+        stop.wait_for_the_step()
+        send(signum)
+        assert stop.requested == signum
+        with pytest.raises(Stopped, match="after step 7, which is saved"):
+            stop.now(7)
+        stop.now()  # once
+
+
+def test_the_last_step_is_followed_by_what_was_noted():
+    with Stop() as stop:
+        stop.wait_for_the_step()
+        send(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.at_once()
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with Stop() as stop:
+        stop.wait_for_the_step()
+        send(signal.SIGINT)
+        with pytest.raises(Stopped):
+            send(signal.SIGINT)
+
+
+def test_handlers_of_others_are_put_aside_and_back():
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    with Stop() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as another library would, meanwhile
+        stop.wait_for_the_step()
+        send(signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (138, True), (143, False), (2, False)])
+def test_the_batch_file_requeues_what_was_stopped_for_want_of_time(tmp_path, status, requeued):
+    commands = {"srun": f'echo "$@" > srun.log; exit {status}', "scontrol": 'echo "$@" > scontrol.log'}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    environment |= {"SLURM_NTASKS_PER_NODE": "4"}
+    run = subprocess.run(["bash", BATCH_FILE, "--model.hidden_size", "64"], cwd=tmp_path, env=environment)
+    assert run.returncode == status
+    assert (tmp_path / "srun.log").read_text().split() == [
+        "python", "scripts/train_imdb.py", "--resume", "auto", "--trainer.num_nodes", "2", "--trainer.devices",
+        "4", "--model.hidden_size", "64",
+    ]  # fmt: skip
+    assert (tmp_path / "scontrol.log").exists() == requeued

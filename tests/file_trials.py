@@ -17,14 +17,14 @@ import torch
 from rich.progress import track
 from trials import SMALL, Found, train
 
-from torch_rnn import reviews
+from torch_rnn import imdb, reviews
 from torch_rnn.cache import cached
 from torch_rnn.checkpoint import FOLDER, LAST, newest, read_checkpoint, write_checkpoint
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
 from torch_rnn.grammar import corpus
-from torch_rnn.imdb import write_tokens
 from torch_rnn.rnn import RNN
+from torch_rnn.tokens import write_tokens
 
 
 def kills_in_save(work: Path, tries: int) -> Found:
@@ -93,14 +93,16 @@ def damage(work: Path, tries: int) -> Found:
     train(work / "run", SMALL)
     archive = work / "aclImdb.tar.xz"
     write_archive(archive, 40)
-    folder = cached(work / "cache", "imdb", {}, lambda part: write_tokens(archive, part))
+    folder = cached(
+        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb._read(archive), part, work)
+    )
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logging.getLogger("torch_rnn.cache").addHandler(handler)
 
     def read_cache(path: Path) -> None:
-        cached(work / "cache", "imdb", {}, lambda part: write_tokens(archive, part))
+        cached(work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb._read(archive), part, work))
         if messages:
             raise RunError(messages.pop())
 
@@ -146,9 +148,9 @@ def many_at_once(work: Path, tries: int) -> Found:
     write_archive(archive, 500)
 
     def manifest(parent: Path) -> bytes:
-        def make(part: Path) -> None:
+        def make(part: Path, work: Path) -> None:
             (parent / "maker").write_text(str(os.getpid()))
-            write_tokens(archive, part)
+            write_tokens(imdb._read(archive), part, work)
 
         return (cached(parent, "imdb", {}, make) / "manifest.json").read_bytes()
 

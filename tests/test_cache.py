@@ -9,7 +9,7 @@ from torch_rnn.cache import cached
 from torch_rnn.errors import RunError
 
 
-def make(folder):
+def make(folder, work):
     with open(folder.parent / "made", "a") as file:
         file.write("x")
     time.sleep(0.2)
@@ -60,7 +60,7 @@ def test_what_a_killed_start_left_is_no_cache(tmp_path):
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    def fail(folder):
+    def fail(folder, work):
         (folder / "half").write_text("x")
         raise OSError("disk full")
 

@@ -248,12 +248,15 @@ def test_every_shipped_configuration_is_complete(path, tmp_path, monkeypatch):
     """Each sets every setting of the model and of the data, and is accepted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train"])
-    cli = CLI(["--config", str(path)])
+    given = [f"--data.{split}={split}.csv" for split in ("train", "test")] if path.stem == "text" else []
+    for split in ("train", "test"):
+        Path(f"{split}.csv").write_text("text,label\ngood,1\nbad,0\n")
+    cli = CLI(["--config", str(path), *given])
     shipped = yaml.safe_load(path.read_text())
     for settings, thing, linked in (
-        (shipped["model"], cli.model, "input_size"),
-        (shipped["data"]["init_args"], cli.datamodule, "seed"),
+        (shipped["model"], cli.model, {"input_size", "n_classes"}),
+        (shipped["data"]["init_args"], cli.datamodule, {"seed", *(["train", "test"] if given else [])}),
     ):
-        assert {*settings, linked} == set(inspect.signature(type(thing).__init__).parameters) - {"self"}
+        assert {*settings, *linked} == set(inspect.signature(type(thing).__init__).parameters) - {"self"}
     assert cli.datamodule.seed == shipped["seed_everything"]
     assert cli.trainer.gradient_clip_val == shipped["trainer"]["gradient_clip_val"]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from made_reviews import FILES, write_archive, write_folder
 
-from torch_rnn import imdb, reviews
+from torch_rnn import corpus, reviews
 from torch_rnn.errors import RunError
-from torch_rnn.imdb import IMDB, hold_out_films
+from torch_rnn.imdb import IMDB
+from torch_rnn.tokens import hold_out, read_tokens
 
 
 def prepared(tmp_path, root="root", **settings):
@@ -50,14 +51,14 @@ def test_settings_cut_the_vocabulary_and_the_reviews(tmp_path):
         assert few == [i if i < 5 else 0 for i in ids[-4:]]
 
 
-def test_validation_holds_out_whole_films_whatever_the_order():
-    films = np.array([f"film{i % 40}" for i in range(400)])
-    learnt, held_out = hold_out_films(films, 0.1)
-    assert sorted([*learnt, *held_out]) == list(range(400))
-    assert not set(films[learnt]) & set(films[held_out])
-    assert len(held_out) == 40
-    shuffled = np.random.default_rng(0).permutation(films)
-    assert set(shuffled[hold_out_films(shuffled, 0.1)[1]]) == set(films[held_out])
+def test_validation_holds_out_whole_films(tmp_path):
+    write_folder(tmp_path / "root")
+    data = prepared(tmp_path, validation=0.3)
+    keys = read_tokens(data.tokens, "train").keys
+    learnt, held_out = hold_out(keys, 0.3)
+    assert len(data.splits["validation"][1]) == len(held_out) >= 0.3 * len(keys)
+    assert not set(keys[learnt]) & set(keys[held_out])
+    assert len(set(keys)) == 4  # films
 
 
 def test_an_incomplete_data_set_is_said_aloud(tmp_path, caplog):
@@ -185,7 +186,7 @@ def test_the_real_reviews(tmp_path, monkeypatch):
     settings = {"root": os.environ["TORCH_RNN_DATA"], "cache": str(tmp_path), "max_features": 10000}
     first = IMDB(**settings)
     first.prepare_data()
-    monkeypatch.setattr(imdb, "write_tokens", None)  # a second start reads the tokens and makes none
+    monkeypatch.setattr(corpus, "write_tokens", None)  # a second start reads the tokens and makes none
     data = IMDB(**settings)
     data.prepare_data()
     data.setup()

@@ -13,11 +13,12 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
     | {f"recurrence.triton_{name}" for name in ("backend", "kernels", "steps")},
     {"recurrence", "cache", "download", "text"},
-    {"layers", "reviews", "verbs"},
-    {"rnn", "compat"},
+    {"documents", "layers", "reviews", "verbs"},
+    {"rnn", "compat", "tokens"},
     {"batches"},
     {"baseline", "classifier", "datamodule", "metrics", "peers", "signals", "speed", "timing"},
-    {"imdb", "grammar", "addition", "checkpoint", "report"},
+    {"corpus", "grammar", "addition", "checkpoint", "report"},
+    {"imdb", "textfiles"},
     {"cli"},
 )
 

@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder with what `make(folder)` writes, made only where it is not there yet or is damaged.
+def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[Path, Path], None]) -> Path:
+    """The folder with what `make(folder, work)` writes, made only where it is not there yet or is damaged.
+
+    What make puts into work is still there when a killed start is repeated, and is removed in the end.
 
     Its name ends in a digest of `made_from`, so that other ingredients have another folder. Its manifest has
     the ingredients and the SHA-256 of every file. Of two starts at once, one makes it and the other waits.
@@ -41,16 +43,18 @@ def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[P
     return folder
 
 
-def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path], None]) -> None:
+def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
+    work = folder.with_name(f"{folder.name}.work")
     part = folder.with_name(f"{folder.name}.part")
     for leftover in (part, folder):  # of a start that was killed, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()
     try:
-        make(part)
+        make(part, work)
         digests = {file.name: file_sha256(file) for file in sorted(part.iterdir())}
         (part / MANIFEST).write_text(_manifest(made_from, digests), encoding="utf-8")
         os.replace(part, folder)
+        shutil.rmtree(work, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -24,7 +24,7 @@ class Classifier(LightningModule):
     """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
 
     input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout, recurrent_dropout,
-    readout, init, backend   the RNN's own.
+    readout, init, backend   the RNN's own; output_size None: as many as n_classes need, which are 1 for two.
     optimizer      "adam" (Kingma and Ba, 2015) or "sgd", plain descent as in the article.
     learning_rate  of every step, or with the "cosine" schedule its highest.
     schedule       "constant", or "cosine": 5 % of the steps up to it, then half a cosine down to zero
@@ -38,7 +38,7 @@ class Classifier(LightningModule):
         self,
         input_size: int,
         hidden_size: int,
-        output_size: int = 1,
+        output_size: int | None = 1,
         num_layers: int = 1,
         bidirectional: bool = False,
         nonlinearity: Literal["tanh", "relu", "linear"] = "tanh",
@@ -50,6 +50,7 @@ class Classifier(LightningModule):
         optimizer: Literal["adam", "sgd"] = "adam",
         learning_rate: float = 0.001,
         schedule: Literal["constant", "cosine"] = "constant",
+        n_classes: int = 2,
     ):
         super().__init__()
         if not 0 < learning_rate < math.inf:
@@ -61,7 +62,7 @@ class Classifier(LightningModule):
         self.rnn = RNN(
             input_size,
             hidden_size,
-            output_size,
+            (1 if n_classes == 2 else n_classes) if output_size is None else output_size,
             num_layers=num_layers,
             bidirectional=bidirectional,
             nonlinearity=nonlinearity,

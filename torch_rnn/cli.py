@@ -92,6 +92,7 @@ class CLI(LightningCLI):
             "PATH: go on from this checkpoint",
         )
         parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")
+        parser.link_arguments("data.n_classes", "model.n_classes", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:

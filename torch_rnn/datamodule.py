@@ -39,7 +39,7 @@ class SequenceData(LightningDataModule):
     input_size: int
     """The width of x, or the number of different ids."""
     classes: tuple[str, ...]
-    """What each class is called."""
+    """What each class is called, in the order of their numbers."""
     labels_steps: bool = False
     """Whether each step has a label, or each sequence one."""
     vocabulary: Vocabulary | None = None
@@ -53,6 +53,10 @@ class SequenceData(LightningDataModule):
         self.batch_size, self.seed, self.word_dropout = batch_size, seed, word_dropout
         self.splits: dict[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray | int]]] = {}
 
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
     def hold(self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> None:
         """Keeps the sequences and labels of a split; their values are checked here, once.
 
@@ -60,7 +64,7 @@ class SequenceData(LightningDataModule):
         """
         ragged = isinstance(sequences, Ragged)  # which replaces ids that are too high
         try:
-            for x in [sequences.flat.min(initial=0, keepdims=True)] if ragged else sequences:
+            for x in [np.array([sequences.lowest()])] if ragged else sequences:
                 check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
             for y in labels if self.labels_steps else [np.asarray(labels)]:
                 check_labels(torch.from_numpy(y), y.shape, len(self.classes))
@@ -72,12 +76,19 @@ class SequenceData(LightningDataModule):
         """Digests of the vocabulary and of all lengths and labels: what tells these data from others."""
         found = {}
         if self.vocabulary is not None:
-            found["vocabulary"] = hashlib.sha256("\n".join(self.vocabulary.words).encode()).hexdigest()
+            found["vocabulary"] = hashlib.sha256(
+                "\n".join(self.vocabulary.words).encode("utf-8", "surrogatepass")
+            ).hexdigest()
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             sequences, labels = self.splits[split]
-            digest.update(lengths_of(sequences).tobytes())
-            digest.update(np.concatenate([np.atleast_1d(y) for y in labels]).astype(np.int64).tobytes())
+            digest.update(lengths_of(sequences).astype(np.int64).data)
+            labels = (
+                labels
+                if isinstance(labels, np.ndarray)
+                else np.concatenate([np.atleast_1d(y) for y in labels])
+            )
+            digest.update(labels.astype(np.int64).data)
         return {**found, "data": digest.hexdigest()}
 
     def suit(self, rnn: RNN) -> None:

@@ -1,0 +1,280 @@
+"""documents -> token ids on disk, as a stream: on all cores, in little memory, and resumed after a kill.
+
+First each chunk of documents becomes a file of its own: its words, how often each occurs, and ids that count
+within the chunk. What is there need not be made again. Then the words of all training chunks become the
+vocabulary, and each chunk's ids those of the vocabulary, one chunk after the other.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+import zipfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from torch_rnn.documents import Document, Documents, Place
+from torch_rnn.errors import RunError
+from torch_rnn.files import write_atomically
+from torch_rnn.text import Vocabulary, tokenize
+
+CHUNK = 1 << 24
+"""Characters of text a chunk."""
+WORDS = 1 << 20
+"""The vocabulary's size at most. Of twice as many different words, the rarer half is forgotten."""
+ARRAYS = ("ids", "offsets", "labels", "keys")
+
+
+class Tokens(NamedTuple):
+    """A split's documents: memory-mapped arrays."""
+
+    ids: np.ndarray
+    """(N,) int32, of all documents one after the other."""
+    offsets: np.ndarray
+    """(n + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]."""
+    labels: np.ndarray
+    """(n,) int32, places in classes.json."""
+    keys: np.ndarray
+    """(n,) uint64, equal for the documents of one group and else drawn at random."""
+
+
+def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> None:
+    """The documents of "train" and the other splits as `Tokens`, words.json and classes.json in the folder.
+
+    work is where the chunks are kept until all is done. Raises RunError for a label that "train" does not
+    have, and where it has only one.
+    """
+    work.mkdir(exist_ok=True)
+    chunks = {split: _write_chunks(split, source, work) for split, source in splits.items()}
+    classes = _classes(chunks)
+    vocabulary = _vocabulary(chunks["train"])
+    (folder / "words.json").write_text(json.dumps(vocabulary.words), encoding="utf-8")
+    (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+    for split, paths in chunks.items():
+        _join(paths, vocabulary, classes, folder, split)
+
+
+def read_tokens(folder: Path, split: str) -> Tokens:
+    """What `write_tokens` wrote of a split."""
+    return Tokens(*(np.load(folder / f"{split}_{name}.npy", mmap_mode="r") for name in ARRAYS))
+
+
+def hold_out(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """Splits n documents by their groups' keys (n,): the indices of those that are learnt and of the others.
+
+    Groups are held out in the order of their keys until they have the part asked for: the split depends on
+    nothing but the groups.
+    """
+    groups, sizes = np.unique(keys, return_counts=True)
+    last = groups[np.searchsorted(np.cumsum(sizes), part * len(keys))]
+    return np.flatnonzero(keys > last), np.flatnonzero(keys <= last)
+
+
+def key_of(group: str) -> int:
+    """The first 64 bits of the SHA-256 of a group's name."""
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
+    """The files of all chunks of a split, in their order; only those that are not there yet are made."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress("tokenizing " + split, *columns) as progress, _workers(source.size) as submit:
+        bar, paths, place = progress.add_task("", total=source.size), [], (0, 0)
+        pending: deque[tuple[Future, int]] = deque()
+
+        def settle(most: int) -> None:
+            while len(pending) > most:
+                future, size = pending.popleft()
+                future.result()
+                progress.advance(bar, size)
+
+        while True:
+            path = work / f"{split}-{len(paths):06}.npz"
+            end = _end(path)
+            if end is None:
+                found, end = _chunk(source, place)
+                if not found:
+                    break
+                pending.append((submit(_tokenized, path, found, end), sum(len(of.text) for of in found)))
+                settle(2 * _cores())
+            paths.append(path)
+            place = end
+        settle(0)
+        progress.update(bar, completed=source.size)
+    if not paths:
+        raise RunError(f"the {split} data hold no document")
+    return paths
+
+
+def _chunk(source: Documents, place: Place) -> tuple[list[Document], Place]:
+    """The documents from a place on that have CHUNK characters together, and the place behind them."""
+    found, size, end = [], 0, place
+    for document, end in source.read(place):  # noqa: B007 (it is what is behind the last one)
+        found.append(document)
+        size += len(document.text)
+        if size >= CHUNK:
+            break
+    return found, end
+
+
+def _tokenized(path: Path, found: list[Document], end: Place) -> None:
+    """Writes a chunk's file."""
+    ids: dict[str, int] = {}
+    rows = [
+        np.array([ids.setdefault(word, len(ids)) for word in tokenize(document.text)], dtype=np.int32)
+        for document in found
+    ]
+    flat, labels = np.concatenate(rows), sorted({document.label for document in found})
+    number = {label: i for i, label in enumerate(labels)}
+    arrays = {
+        "ids": flat,
+        "lengths": np.array([len(row) for row in rows]),
+        "counts": np.bincount(flat, minlength=len(ids)),
+        "words": _bytes(list(ids)),
+        "labels": np.array([number[document.label] for document in found], dtype=np.int32),
+        "classes": _bytes(labels),
+        "keys": np.array([key_of(document.group) for document in found], dtype=np.uint64),
+        "end": np.array(end),
+    }
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+
+    write_atomically(path, write)
+
+
+def _end(path: Path) -> Place | None:
+    """The place behind a chunk that an earlier start has left whole; None where it is to be made."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            for name in arrays:  # whose checksums zip compares
+                arrays[name]
+            return tuple(arrays["end"].tolist())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _classes(chunks: Mapping[str, list[Path]]) -> list[str]:
+    """The labels of "train", in the order of their numbers if all are numbers, else of the alphabet."""
+    found = {
+        split: [(path, _read_list(path, "classes")) for path in paths] for split, paths in chunks.items()
+    }
+    known = {label for _, labels in found["train"] for label in labels}
+    for split, parts in found.items():
+        for _, labels in parts:
+            if unknown := set(labels) - known:
+                raise RunError(
+                    f"the {split} data have the label {min(unknown)!r}, which the train data lack; they "
+                    f"have {', '.join(map(repr, sorted(known)[:20]))}"
+                )
+    if len(known) < 2:
+        raise RunError(f"the train data have one label only ({min(known)!r}); there must be two or more")
+    numbers = all(label.lstrip("-").isdecimal() for label in known)
+    return sorted(known, key=int if numbers else None)
+
+
+def _vocabulary(paths: list[Path]) -> Vocabulary:
+    counts: Counter[str] = Counter()
+    for path in paths:
+        with np.load(path) as arrays:
+            words, numbers = json.loads(arrays["words"].tobytes()), arrays["counts"].tolist()
+        for word, n in zip(words, numbers, strict=True):
+            counts[word] += n
+        if len(counts) > 2 * WORDS:
+            counts = Counter(dict(counts.most_common(WORDS)))
+    return Vocabulary.build(counts, min(WORDS, len(counts) + 1))
+
+
+def _join(paths: list[Path], vocabulary: Vocabulary, classes: list[str], folder: Path, split: str) -> None:
+    """Writes a split's arrays, with one chunk in memory at a time."""
+    lengths = np.concatenate([_read(path, "lengths") for path in paths])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    number = {label: i for i, label in enumerate(classes)}
+    labels, keys = [], []
+    with open(folder / f"{split}_ids.npy", "wb") as file:
+        shape = {"descr": "<i4", "fortran_order": False, "shape": (int(offsets[-1]),)}
+        np.lib.format.write_array_header_1_0(file, shape)
+        for path in paths:
+            with np.load(path) as arrays:
+                of_all = vocabulary.encode(json.loads(arrays["words"].tobytes()))
+                file.write(of_all[arrays["ids"]].astype("<i4").data)
+                of_classes = np.array(
+                    [number[label] for label in json.loads(arrays["classes"].tobytes())], np.int32
+                )
+                labels.append(of_classes[arrays["labels"]])
+                keys.append(arrays["keys"])
+    for name, array in (
+        ("offsets", offsets),
+        ("labels", np.concatenate(labels)),
+        ("keys", np.concatenate(keys)),
+    ):
+        np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
+
+
+def _bytes(words: list[str]) -> np.ndarray:
+    return np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    with np.load(path) as arrays:
+        return arrays[name]
+
+
+def _read_list(path: Path, name: str) -> list[str]:
+    return json.loads(_read(path, name).tobytes())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _workers(size: int) -> Iterator[Callable[..., Future]]:
+    """A function that hands work to another process, one a core; where there is little to do, to this one."""
+    if size <= CHUNK or _cores() == 1 or "fork" not in get_all_start_methods():
+        yield _at_once
+        return
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork where there are threads: the workers touch nothing that these may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool = ProcessPoolExecutor(_cores(), get_context("fork"), _be_a_worker, (os.getpid(),))
+        try:
+            yield pool.submit
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that tokenizes has died, for want of memory perhaps; start again"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _at_once(work: Callable[..., None], *args: Any) -> Future:
+    future: Future = Future()
+    future.set_result(work(*args))
+    return future
+
+
+def _be_a_worker(parent: int) -> None:
+    """Leaves signals to the parent, and ends when it is gone, since nobody would ever give it work again."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -37,7 +37,7 @@ def predictions(model: Path, texts: Iterable[str]) -> Iterator[tuple[str, float,
     texts = iter(texts)
     size = 1 if sys.stdin.isatty() else BATCH
     while batch := list(islice(texts, size)):
-        x, lengths, _ = collate(
+        x, lengths, *_ = collate(
             [vocabulary.encode(tokenize(text)[-maxlen:]) for text in batch], [0] * len(batch)
         )
         with torch.no_grad():

@@ -66,12 +66,12 @@ def test_word_dropout_leaves_out_half_and_never_all():
 
 
 def test_collate_pads_sequences_and_labels():
-    x, lengths, labels = collate([np.array([3, 1], dtype=np.int32), np.array([2])], [1, 0])
+    x, lengths, labels, *_ = collate([np.array([3, 1], dtype=np.int32), np.array([2])], [1, 0])
     assert x.tolist() == [[3, 1], [2, 0]]
     assert x.dtype == labels.dtype == torch.int64
     assert lengths.tolist() == [2, 1]
     assert labels.tolist() == [1, 0]
-    x, _, labels = collate([np.ones((2, 3)), np.ones((1, 3))], [np.array([1, 0]), np.array([1])])
+    x, _, labels, *_ = collate([np.ones((2, 3)), np.ones((1, 3))], [np.array([1, 0]), np.array([1])])
     assert x.shape == (2, 2, 3)
     assert labels.tolist() == [[1, 0], [1, 0]]
 

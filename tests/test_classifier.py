@@ -47,7 +47,7 @@ def test_metrics_weigh_every_scored_output_alike(tmp_path, readout, C):
     batches = [batch(8, readout, 0), batch(3, readout, 1)]  # the last one is smaller
     (found,) = trainer(tmp_path).test(model, Data(batches), verbose=False)
     losses, hits = [], []
-    for x, lengths, labels in batches:
+    for x, lengths, labels, *_ in batches:
         for row, length, label in zip(x, lengths, labels, strict=True):
             logits = model.rnn(row[:length])
             label = label[:length] if readout == "every" else label
@@ -83,7 +83,7 @@ def test_loss_and_gradient_norm_are_logged_before_clipping(tmp_path):
 
 def test_a_batch_without_a_scored_step_adds_nothing(tmp_path):
     model = Classifier(9, 5, 1, readout="every")
-    x, _, labels = batch(2, "every", 0)
+    x, _, labels, *_ = batch(2, "every", 0)
     empty = Batch(x, torch.tensor([0, 0]), labels)
     (found,) = trainer(tmp_path).test(model, Data([batch(2, "every", 1), empty]), verbose=False)
     (alone,) = trainer(tmp_path).test(model, Data([batch(2, "every", 1)]), verbose=False)

@@ -63,7 +63,7 @@ class Addition(SequenceData):
     def remarks(self, rnn: RNN) -> list[str]:
         """Of how many test pairs every bit of the sum is right."""
         exact, number = Counter(), Counter()
-        for x, lengths, labels in self.test_dataloader():
+        for x, lengths, labels, *_ in self.loader("test"):
             right = rnn.predict(x, lengths).cpu() == labels
             for length, row in zip(lengths.tolist(), right, strict=True):
                 number[length - 1] += 1

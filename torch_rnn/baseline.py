@@ -38,7 +38,7 @@ def compare_once(reference: NumpyRNN, rnn: RNN, batch: Batch) -> list[Comparison
     for sequence in sequences:
         reference.forward(sequence)
         states.append(np.pad(reference.hs[1:], ((0, batch.x.shape[1] - len(sequence)), (0, 0)), mode="edge"))
-    x, lengths, labels = (tensor.to(rnn.Wxh.device) for tensor in batch)
+    x, lengths, labels = (tensor.to(rnn.Wxh.device) for tensor in batch[:3])
     got_logits = rnn(x, lengths)
     got_loss = cross_entropy(got_logits, labels).mean()
     got_gradients = torch.autograd.grad(got_loss, list(rnn.parameters()))
@@ -77,7 +77,7 @@ def train_reference(reference: NumpyRNN, batch: Batch, steps: int, clip: float) 
 
 def train_rnn(rnn: RNN, batch: Batch, steps: int, clip: float) -> Training:
     """The same steps of a copy of the RNN; one more on another copy comes first and is not timed."""
-    x, lengths, labels = (tensor.to(rnn.Wxh.device) for tensor in batch)
+    x, lengths, labels = (tensor.to(rnn.Wxh.device) for tensor in batch[:3])
 
     def step(rnn: RNN) -> None:
         optimizer = torch.optim.SGD(rnn.parameters(), lr=LEARNING_RATE)

@@ -29,6 +29,10 @@ class Batch(NamedTuple):
     """(B,)"""
     labels: Tensor
     """(B,), or (B, T) where each step has one."""
+    scored: int | None = None
+    """How many labels the whole batch has, of which this may be one process's part; None: as this."""
+    tokens: int | None = None
+    """How many steps the whole batch has."""
 
 
 class Ragged(Sequence):
@@ -131,6 +135,16 @@ class SimilarLength(Sampler[Draw]):
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
 
 
+class Shard(NamedTuple):
+    """Which part of every batch a process takes: its rows rank, rank + world, rank + 2 world, ..."""
+
+    rank: int = 0
+    world: int = 1
+
+
+WHOLE = Shard()
+
+
 class Loader(DataLoader):
     """Loads the batches that a SimilarLength draws, and can begin in the middle of an epoch."""
 
@@ -151,28 +165,42 @@ class Sequences(Dataset):
     labels      one a sequence, or for each a (T,) array of one a step.
     word_dropout  the probability with which each step of a sequence is left out, so that what remains is
                 shorter (Iyyer et al., 2015, section 3); a sequence that would lose all keeps all.
+    shard       the part of each batch to make. What is drawn at random is drawn for the whole batch, so that
+                all parts together are the same batch, however many they are.
     """
 
     def __init__(
-        self, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int], word_dropout: float = 0.0
+        self,
+        sequences: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray | int],
+        word_dropout: float = 0.0,
+        shard: Shard = WHOLE,
     ):
         self.sequences, self.labels, self.word_dropout = sequences, labels, word_dropout
+        self.shard = shard
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def __getitem__(self, draw: Draw) -> Batch:
         if isinstance(self.sequences, Ragged):
-            lengths = self.sequences.lengths[draw.rows]
-            kept, left = self._kept(lengths, draw.seed)
-            flat = self.sequences.take(draw.rows, kept, left)
+            kept, left = self._kept(self.sequences.lengths[draw.rows], draw.seed)
         else:
-            flat, lengths = one_after_the_other([self.sequences[i] for i in draw.rows])
+            all_steps, lengths = one_after_the_other([self.sequences[i] for i in draw.rows])
             kept, left = self._kept(lengths, draw.seed)
-            flat = flat[kept]
+        tokens, (rank, world) = len(kept), self.shard
+        if world > 1:
+            mine = np.arange(len(left)) % world == rank
+            kept, left = kept[np.repeat(mine, left)], np.where(mine, left, 0)
+        ragged = isinstance(self.sequences, Ragged)
+        flat = self.sequences.take(draw.rows, kept, left) if ragged else all_steps[kept]
         one_array = isinstance(self.labels, np.ndarray)
         labels = self.labels[draw.rows] if one_array else [self.labels[i] for i in draw.rows]
-        return Batch(pad(flat, left), torch.from_numpy(left), stack(labels))
+        scored = tokens if np.ndim(labels[0]) else len(labels)
+        lengths = left[rank::world]
+        return Batch(
+            pad(flat, lengths), torch.from_numpy(lengths), stack(labels)[rank::world], scored, tokens
+        )
 
     def _kept(self, lengths: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """The steps that are not left out, counted through all sequences, and how many that are of each."""
@@ -207,7 +235,7 @@ def one_after_the_other(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np
 
 def pad(flat: np.ndarray, lengths: np.ndarray) -> Tensor:
     """What `one_after_the_other` gave, as (n, T, ...) with zeros behind: ids as int64, floats as they are."""
-    T = int(lengths.max())
+    T = int(lengths.max(initial=0))
     dtype = np.int64 if flat.dtype.kind in "iu" else flat.dtype
     x = np.zeros((len(lengths), T, *flat.shape[1:]), dtype)
     x[np.arange(T) < lengths[:, None]] = flat

@@ -171,6 +171,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0
         self._trained = False
         self._known: dict[str, Tensor] = {}
+        self._group: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "score": self.score}
@@ -212,14 +213,18 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Here all that belongs to the steps before has been done, validation and curves included."""
         between_steps = batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step > 0
-        if between_steps and (
-            self.stop.requested is not None or time.monotonic() - self._saved_at >= self.seconds
-        ):
+        if between_steps and self._agreed(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self._save(trainer, model)
         seed_step(self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, model.device)
 
+    def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.stop.listen()
+
+    def on_test_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.stop.listen()
+
     def on_validation_batch_end(self, trainer: Trainer, model: LightningModule, *_: Any) -> None:
-        if self.stop.requested is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._agreed(trainer):
             self._save(trainer, model)
 
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
@@ -236,7 +241,22 @@ class Checkpoints(Checkpoint):
         self.stop.at_once()
 
     def on_exception(self, trainer: Trainer, model: LightningModule, exception: BaseException) -> None:
-        self.stop.at_once()
+        self.stop.waits = False
+
+    def _agreed(self, trainer: Trainer, due: bool = False) -> bool:
+        """Whether the run is to be saved here: a signal has come, to whichever process, or it is due.
+
+        All processes ask at the same step and go by the same answer; whether it is due the first one says.
+        """
+        if trainer.world_size == 1:
+            return due or self.stop.requested is not None
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")  # so that no GPU is waited for
+        asked = torch.tensor([self.stop.requested or int(due and trainer.is_global_zero)])
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
+        if asked > 1:
+            self.stop.requested = int(asked)
+        return bool(asked)
 
     def _save(self, trainer: Trainer, model: LightningModule) -> None:
         if not trainer.fast_dev_run:

@@ -87,12 +87,15 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
         loss = self._score("train", batch)
-        logs = self._logs_this_step()
-        looks = logs or loss.device.type == "cpu"  # a GPU is waited for seldom
-        if looks and not math.isfinite(loss.item()):
-            raise diverged("the loss", self.trainer.global_step + 1)
-        if logs:
-            self.log("train/batch_loss", loss, prog_bar=True)
+        logs, world = self._logs_this_step(), self.trainer.world_size
+        if logs or (
+            world == 1 and loss.device.type == "cpu"
+        ):  # a GPU, or other processes, are waited for seldom
+            of_all = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
+            if not math.isfinite(of_all.item()):
+                raise diverged("the loss", self.trainer.global_step + 1)
+            if logs:
+                self.log("train/batch_loss", of_all, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, step: int) -> None:
@@ -130,8 +133,11 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _score(self, split: str, batch: Batch) -> Tensor:
-        """The mean loss over the batch's scored outputs, all of which are added to the split's sums."""
-        x, lengths, labels = batch
+        """The loss that DDP's mean over all processes makes the mean over the whole batch's scored outputs.
+
+        Those of this process are added to the split's sums.
+        """
+        x, lengths, labels, of_all, _ = batch
         # SequenceData has looked at all values once.
         with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
             logits = self.rnn(x, lengths)
@@ -143,15 +149,18 @@ class Classifier(LightningModule):
         else:
             scored = labels.numel()
         loss = losses.sum()
+        of_all = scored if of_all is None else of_all
         sums = self._sums.setdefault(split, [0, 0, 0])
         for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):
             sums[i] = sums[i] + value
-        return loss / max(scored, 1) if isinstance(scored, int) else loss / scored.clamp(min=1)
+        loss = loss * self.trainer.world_size
+        return loss / max(of_all, 1) if isinstance(of_all, int) else loss / of_all.clamp(min=1)
 
     def _log_means(self, split: str, prog_bar: bool = False) -> None:
         if split not in self._sums:  # no batch
             return
-        loss, hits, scored = self._sums.pop(split)
+        sums = torch.stack([torch.as_tensor(of, device=self.device).double() for of in self._sums.pop(split)])
+        loss, hits, scored = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.scored[split] = int(scored)
         self.log(f"{split}/loss", (loss / scored).float(), prog_bar=prog_bar)
         self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -98,6 +99,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.resume = self.config.pop("resume")  # how it was started is no setting of the run
         trainer = self.config.trainer
+        trainer.use_distributed_sampler = False  # SequenceData gives each process its part of every batch
         if not trainer.enable_progress_bar and trainer.enable_progress_bar is not None:
             trainer.callbacks = [of for of in trainer.callbacks or [] if "ProgressBar" not in of.class_path]
         if trainer.default_root_dir is None:
@@ -207,11 +209,14 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
     if cli.trainer.fast_dev_run:
         train(cli, None)
         return
-    with claimed(cli.folder):
+    # All processes come to the same beginning: none of them writes before all have begun to train.
+    with claimed(cli.folder) if rank_zero_only.rank == 0 else nullcontext():
         if (cli.folder / RESULTS).exists():
             report_again(cli)
-        else:
-            report(cli, train(cli, beginning(cli)))
+            return
+        scores = train(cli, beginning(cli))
+        if cli.trainer.is_global_zero:
+            report(cli, scores)
 
 
 def beginning(cli: CLI) -> Path | None:
@@ -289,10 +294,14 @@ def save_model(path: Path, model: Classifier, data: SequenceData) -> None:
 
 def _speak_plainly() -> None:
     """One plain line a message, without advertisements and without advice that does not apply here."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # a batch is ready in 1 ms
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # --config may be put before
+    warnings.filterwarnings(
+        "ignore", message=".*recommended to use `self.log.*sync_dist"
+    )  # is summed already
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own, under torch 2.13

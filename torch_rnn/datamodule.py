@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from torch_rnn.batches import Loader, Ragged, Sequences, SimilarLength
+from torch_rnn.batches import WHOLE, Loader, Ragged, Sequences, Shard, SimilarLength
 from torch_rnn.errors import RunError
 from torch_rnn.loss import check_labels
 from torch_rnn.recurrence.checks import check_values
@@ -106,18 +106,23 @@ class SequenceData(LightningDataModule):
         return []
 
     def train_dataloader(self) -> Loader:
-        return self._loader("train")
+        return self.loader("train", self._shard())
 
     def val_dataloader(self) -> Loader:
-        return self._loader("validation")
+        return self.loader("validation", self._shard())
 
     def test_dataloader(self) -> Loader:
-        return self._loader("test")
+        return self.loader("test", self._shard())
 
-    def _loader(self, split: str) -> Loader:
+    def _shard(self) -> Shard:
+        """What of each batch falls to this process of the Trainer's."""
+        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE
+
+    def loader(self, split: str, shard: Shard = WHOLE) -> Loader:
+        """The batches of a split, or a part of each."""
         sequences, labels = self.splits[split]
         train = split == "train"
         return Loader(
-            Sequences(sequences, labels, self.word_dropout if train else 0.0),
+            Sequences(sequences, labels, self.word_dropout if train else 0.0, shard),
             SimilarLength(lengths_of(sequences), self.batch_size, self.seed, shuffle=train),
         )

@@ -33,7 +33,7 @@ class Clock(Callback):
     """
 
     def __init__(self) -> None:
-        self.steps, self.tokens, self.seconds = 0, torch.zeros((), dtype=torch.long), 0.0
+        self.steps, self.tokens, self.seconds = 0, 0, 0.0
         self._since = self._began = time.perf_counter()
 
     @property
@@ -41,12 +41,12 @@ class Clock(Callback):
         return time.perf_counter() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"steps": self.steps, "tokens": int(self.tokens), "elapsed": self.elapsed}
+        state = {"steps": self.steps, "tokens": self.tokens, "elapsed": self.elapsed}
         return state | {"seconds": self.seconds + time.perf_counter() - self._since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps, self.seconds = state_dict["steps"], state_dict["seconds"]
-        self.tokens = torch.tensor(state_dict["tokens"])
+        self.steps, self.tokens = state_dict["steps"], state_dict["tokens"]
+        self.seconds = state_dict["seconds"]
         self._began -= state_dict["elapsed"]
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
@@ -59,7 +59,7 @@ class Clock(Callback):
         self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.steps += 1
-        self.tokens = self.tokens.to(batch.lengths.device) + batch.lengths.sum()
+        self.tokens += batch.tokens
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -95,7 +95,7 @@ def results(
         "seed": data.seed,
         "seconds": round(clock.elapsed, 2),
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
-        "tokens_per_second": round(float(clock.tokens) / clock.seconds) if clock.seconds else 0,
+        "tokens_per_second": round(clock.tokens / clock.seconds) if clock.seconds else 0,
         "peak_memory": _peak_memory(device),
         "device": device_name(device),
         "versions": {"python": platform.python_version()}

@@ -22,11 +22,12 @@ class Stop:
     """What a signal has asked for. As a context it listens; within, a signal ends the run at once, or waits.
 
     requested   the signal's number, None while there was none. A second Ctrl-C never waits.
+    waits       whether a signal is only noted.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._waits = False
+        self.waits = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -47,22 +48,22 @@ class Stop:
     def wait_for_the_step(self) -> None:
         """From here on a signal is only noted: whoever runs the steps asks for `requested` and saves."""
         self.listen()
-        self._waits = True
+        self.waits = True
 
     def at_once(self) -> None:
         """From here on a signal ends the run where it stands. Raises Stopped if one was noted before."""
-        self._waits = False
+        self.waits = False
         self.now()
 
     def now(self, step: int | None = None) -> None:
         """Raises Stopped if a signal has asked for it."""
         if self.requested is not None:
-            self._waits = False
+            self.waits = False
             signum, self.requested = self.requested, None
             raise Stopped(signum, step)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.requested == signum == signal.SIGINT
         self.requested = signum
-        if again or not self._waits:
+        if again or not self.waits:
             self.now()

@@ -1,15 +1,9 @@
 """Batches of similar length, in an order that is a function of (seed, epoch)."""
 
-import os
-import sys
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 
-from torch_rnn import batches
-from torch_rnn.batches import Draw, Loader, Ragged, Sequences, SimilarLength, collate
+from torch_rnn.batches import Draw, Ragged, Sequences, SimilarLength, collate
 
 rng = np.random.default_rng(0)
 LENGTHS = rng.integers(1, 200, size=1000)
@@ -74,24 +68,3 @@ def test_collate_pads_sequences_and_labels():
     x, _, labels, *_ = collate([np.ones((2, 3)), np.ones((1, 3))], [np.array([1, 0]), np.array([1])])
     assert x.shape == (2, 2, 3)
     assert labels.tolist() == [[1, 0], [1, 0]]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_of_a_large_file_of_tokens_little_is_resident(tmp_path, monkeypatch):
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    n, T = 20_000, 1000
-    np.save(tmp_path / "ids.npy", np.tile(np.arange(T, dtype=np.int32), n))  # 80 MB
-    monkeypatch.setattr(batches, "RESIDENT", 1 << 22)
-    ragged = Ragged(np.load(tmp_path / "ids.npy", mmap_mode="r"), np.arange(n + 1) * T, np.arange(n), T, T)
-    loader = Loader(
-        Sequences(ragged, np.zeros(n, dtype=np.int32)),
-        SimilarLength(ragged.lengths, 64, seed=0, shuffle=True),
-    )
-    before, most = resident(), 0
-    assert ragged.lowest() == 0
-    for batch in loader:
-        assert int(batch.x[-1, -1]) == T - 1
-        most = max(most, resident() - before)
-    assert most < 40e6

@@ -75,7 +75,7 @@ def flip(path, bit=4000):
 @pytest.mark.parametrize(
     "more",
     [
-        {"trainer.val_check_interval": 0.5},
+        {"trainer.val_check_interval": 0.5, "trainer.precision": "64-true"},
         {"trainer.check_val_every_n_epoch": 2, "trainer.max_epochs": 4},
         {"trainer.accumulate_grad_batches": 3, "trainer.limit_train_batches": 11},
         {"trainer.max_steps": 41, "trainer.limit_train_batches": 15},

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from torch_rnn import tokens
+from torch_rnn.batches import Draw, Loader, Ragged, Sequences, Shard, SimilarLength
 from torch_rnn.documents import Document, Listed
 from torch_rnn.errors import RunError
 from torch_rnn.grammar import corpus
 from torch_rnn.text import Vocabulary, tokenize
+from torch_rnn.textfiles import TextFiles
 from torch_rnn.tokens import hold_out, read_tokens, write_tokens
 
 FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens.ARRAYS}
@@ -99,7 +102,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in found.iterdir()}
 
 
-def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path):
+def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     for split, n in (("train", 20000), ("test", 200)):
         lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).found]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
@@ -116,7 +119,10 @@ def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path):
             if path.exists():
                 assert path.stat().st_mtime_ns == written_at
         time.sleep(0.01)
-    assert prepare(tmp_path, "undisturbed").wait() == again.returncode == 0
+    assert again.returncode == 0
+    monkeypatch.setattr(tokens, "CHUNK", 1 << 18)
+    files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
+    TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {"", ".lock"}
 
@@ -225,3 +231,40 @@ def test_texts_are_not_held_in_memory(tmp_path):
                 file.write(f"{i} {text},{i % 2}\n")
     run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True)
     assert int(run.stdout.splitlines()[-1]) < (tmp_path / "many.csv").stat().st_size / 2
+
+
+def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    n, T = 20_000, 1000
+    np.save(tmp_path / "train_ids.npy", np.tile(np.arange(T, dtype=np.int32), n))  # 80 MB
+    np.save(tmp_path / "train_offsets.npy", np.arange(n + 1) * T)
+    for name in ("labels", "keys"):
+        np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
+    monkeypatch.setattr(tokens, "RESIDENT", 1 << 22)
+    found = read_tokens(tmp_path, "train")
+    ragged = Ragged(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
+    loader = Loader(Sequences(ragged, found.labels, 0.5), SimilarLength(ragged.lengths, 64, 0, shuffle=True))
+    before, most = resident(), 0
+    assert found.ids.min(initial=0) == 0
+    for batch in loader:
+        assert (batch.x.diff() > 0).sum() == batch.lengths.sum() - len(batch.lengths)
+        assert int(batch.x[0, 0]) >= 10
+        most = max(most, resident() - before)
+    assert most < 40e6
+
+
+def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
+    written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
+    draw, found = Draw((1, 0, 0), np.array([5, 3, 99, 7])), []
+    for resident in (1 << 28, 0):
+        monkeypatch.setattr(tokens, "RESIDENT", resident or 16)
+        of = read_tokens(tmp_path / "out", "train")
+        assert isinstance(of.ids, np.ndarray) == bool(resident)
+        ragged = Ragged(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
+        found.append([Sequences(ragged, of.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
+        assert of.ids.min(initial=9) == 1
+    for a, b in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))

@@ -4,20 +4,14 @@ The order of the batches and the randomness inside each are a function of (seed,
 no generator whose state could be lost.
 """
 
-import mmap
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-RESIDENT = 1 << 28
-"""Bytes of a memory-mapped file that are resident at most, about; where nothing else wants memory, the kernel
-would let all of it become so."""
-AROUND = 1 << 17
-"""Bytes that the kernel maps where a sequence is read: 64 KiB around its first and its last page."""
 POOL = 50
 """Batches are cut from pools of this many, each sorted by length: little padding, still a random order."""
 
@@ -35,20 +29,27 @@ class Batch(NamedTuple):
     """How many steps the whole batch has."""
 
 
+class Flat(Protocol):
+    """One long array of ids that is read piece by piece."""
+
+    def read(self, starts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The pieces (n,) that are wanted, one after the other, with room for those that are not."""
+
+    def min(self, initial: int) -> int:
+        """The lowest of all ids and of `initial`."""
+
+
 class Ragged(Sequence):
-    """Sequences of ids that lie one after the other in one (memory-mapped) array.
+    """Sequences of ids that lie one after the other in one array, in memory or in a file.
 
     flat (N,) ids; offsets (n + 1,): sequence i is flat[offsets[i] : offsets[i + 1]]; index: which of them, in
-    which order. Of each the last maxlen ids are taken, and ids from max_features on are 0, `<unk>`. Of a file
-    larger than RESIDENT only so much is kept in memory.
+    which order. Of each the last maxlen ids are taken, and ids from max_features on are 0, `<unk>`.
     """
 
     def __init__(
-        self, flat: np.ndarray, offsets: np.ndarray, index: np.ndarray, maxlen: int, max_features: int
+        self, flat: np.ndarray | Flat, offsets: np.ndarray, index: np.ndarray, maxlen: int, max_features: int
     ):
-        self.flat = np.asarray(flat)  # a memory map still, without the class whose every slice is slow
-        self._map = getattr(flat, "_mmap", None) if flat.nbytes > RESIDENT else None
-        self._mapped = 0
+        self.flat = flat
         self.ends = offsets[1:][index]
         self.starts = np.maximum(offsets[:-1][index], self.ends - maxlen)
         self.max_features = max_features
@@ -64,26 +65,13 @@ class Ragged(Sequence):
     def take(self, rows: np.ndarray, kept: np.ndarray, left: np.ndarray) -> np.ndarray:
         """The ids at the places `kept` (N,), counted through all these sequences, `left` of each."""
         lengths = self.lengths[rows]
-        begins = np.cumsum(lengths) - lengths
-        ids = self.flat[kept + np.repeat(self.starts[rows] - begins, left)]
+        if isinstance(self.flat, np.ndarray):
+            begins = np.cumsum(lengths) - lengths
+            ids = self.flat[kept + np.repeat(self.starts[rows] - begins, left)]
+        else:
+            ids = self.flat.read(self.starts[rows], lengths, left > 0)[kept]
         ids[ids >= self.max_features] = 0
-        self._release(len(rows) * AROUND + ids.nbytes)
         return ids
-
-    def lowest(self) -> int:
-        """The lowest of all ids."""
-        lowest, part = 0, RESIDENT // 4 // self.flat.itemsize
-        for start in range(0, len(self.flat), part):
-            lowest = min(lowest, int(self.flat[start : start + part].min()))
-            self._release(RESIDENT // 4)
-        return lowest
-
-    def _release(self, read: int) -> None:
-        """Gives pages of the file back to the system, where more than RESIDENT may have been mapped."""
-        self._mapped += read
-        if self._map is not None and self._mapped > RESIDENT:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
 
 
 class Draw(NamedTuple):

@@ -80,10 +80,16 @@ class Classifier(LightningModule):
         return self.rnn(x, lengths)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["sums"] = self._sums.get("train")  # those of a validation begin anew, as it does
+        sums = self._stacked("train") if "train" in self._sums else torch.zeros(3, dtype=torch.double)
+        checkpoint["sums"] = self.all_gather(sums).reshape(-1, 3)  # a row of each process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._sums = {} if checkpoint["sums"] is None else {"train": checkpoint["sums"]}
+        sums = checkpoint["sums"].to(self.device)
+        if len(sums) != self.trainer.world_size:  # then the first process goes on with all of them
+            sums = torch.stack([sums.sum(dim=0), *[sums[0] * 0] * (self.trainer.world_size - 1)])
+        self._sums = {"train": list(sums[self.trainer.global_rank])}
+        # Lightning makes a model float64 only after it has read the weights, which would round them.
+        self.rnn.to(checkpoint["state_dict"]["rnn.Why"].dtype)
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
         loss = self._score("train", batch)
@@ -159,11 +165,16 @@ class Classifier(LightningModule):
     def _log_means(self, split: str, prog_bar: bool = False) -> None:
         if split not in self._sums:  # no batch
             return
-        sums = torch.stack([torch.as_tensor(of, device=self.device).double() for of in self._sums.pop(split)])
+        sums = self._stacked(split)
+        del self._sums[split]
         loss, hits, scored = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.scored[split] = int(scored)
         self.log(f"{split}/loss", (loss / scored).float(), prog_bar=prog_bar)
         self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)
+
+    def _stacked(self, split: str) -> Tensor:
+        """The split's sums (3,) in float64."""
+        return torch.stack([torch.as_tensor(of, device=self.device).double() for of in self._sums[split]])
 
     def _logs_this_step(self) -> bool:
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import sys
 import warnings
@@ -198,6 +199,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str], stop: Stop) -> None:
     """One run from its arguments to its report, or from where it was stopped, or only its report again."""
+    check_torchrun()
     try:
         cli = CLI(arguments)
     except (ValueError, MisconfigurationException) as error:  # a setting that a constructor refuses
@@ -217,6 +219,19 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
         scores = train(cli, beginning(cli))
         if cli.trainer.is_global_zero:
             report(cli, scores)
+
+
+def check_torchrun() -> None:
+    """Raises RunError where processes that torchrun restarts would wait for those that have died.
+
+    It then gives them the store in which these have left their addresses (PyTorch's issue 135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise RunError(
+            "torchrun --max-restarts restarts processes into a store of those that have died; set the "
+            "environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+        )
 
 
 def beginning(cli: CLI) -> Path | None:

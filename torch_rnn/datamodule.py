@@ -64,7 +64,7 @@ class SequenceData(LightningDataModule):
         """
         ragged = isinstance(sequences, Ragged)  # which replaces ids that are too high
         try:
-            for x in [np.array([sequences.lowest()])] if ragged else sequences:
+            for x in [np.array([sequences.flat.min(initial=0)])] if ragged else sequences:
                 check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
             for y in labels if self.labels_steps else [np.asarray(labels)]:
                 check_labels(torch.from_numpy(y), y.shape, len(self.classes))

@@ -34,14 +34,16 @@ CHUNK = 1 << 24
 """Characters of text a chunk."""
 WORDS = 1 << 20
 """The vocabulary's size at most. Of twice as many different words, the rarer half is forgotten."""
+RESIDENT = 1 << 28
+"""Bytes of ids that are held in memory; of more, only what a batch needs is read."""
 ARRAYS = ("ids", "offsets", "labels", "keys")
 
 
 class Tokens(NamedTuple):
-    """A split's documents: memory-mapped arrays."""
+    """A split's documents."""
 
-    ids: np.ndarray
-    """(N,) int32, of all documents one after the other."""
+    ids: "np.ndarray | IdFile"
+    """(N,) int32, of all documents one after the other; in a file if they have more bytes than RESIDENT."""
     offsets: np.ndarray
     """(n + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]."""
     labels: np.ndarray
@@ -68,7 +70,39 @@ def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> N
 
 def read_tokens(folder: Path, split: str) -> Tokens:
     """What `write_tokens` wrote of a split."""
-    return Tokens(*(np.load(folder / f"{split}_{name}.npy", mmap_mode="r") for name in ARRAYS))
+    ids, *others = (folder / f"{split}_{name}.npy" for name in ARRAYS)
+    small = ids.stat().st_size <= RESIDENT
+    return Tokens(np.load(ids) if small else IdFile(ids), *(np.load(path, mmap_mode="r") for path in others))
+
+
+class IdFile:
+    """The ids of a .npy file, read where they lie: mapped, a file of any size would become resident."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "rb")  # noqa: SIM115 (open as long as it is in use)
+        np.lib.format.read_magic(self.file)
+        (self.size,), _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        self.start = self.file.tell()
+
+    def __del__(self) -> None:
+        self.file.close()
+
+    def read(self, starts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The pieces (n,) that are wanted, one after the other, with room for those that are not."""
+        ends = np.cumsum(lengths)
+        ids = np.empty(ends[-1], self.dtype)
+        for start, begin, end in zip(
+            starts[wanted].tolist(), (ends - lengths)[wanted].tolist(), ends[wanted].tolist(), strict=True
+        ):
+            os.preadv(self.file.fileno(), [ids[begin:end]], self.start + start * self.dtype.itemsize)
+        return ids
+
+    def min(self, initial: int) -> int:
+        """The lowest of all ids and of `initial`."""
+        self.file.seek(self.start)
+        while len(ids := np.fromfile(self.file, self.dtype, RESIDENT // 16)):
+            initial = min(initial, int(ids.min()))
+        return initial
 
 
 def hold_out(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:

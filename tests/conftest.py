@@ -1,6 +1,8 @@
 """Shared by all tests: memory that nobody wrote is NaN, and what a test needs of the machine is asked for."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ if not torch.cuda.is_available():  # then the Triton kernels run in its interpre
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan():
     """Under deterministic algorithms, torch.empty is filled with NaN (or the largest integer)."""
@@ -17,6 +22,28 @@ def unwritten_memory_is_nan():
     torch.utils.deterministic.fill_uninitialized_memory = True  # a run of the command line has turned it off
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(script, *arguments, NAME=value): its main() in this process, and its exit status."""
+
+    def module(name):
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, script)
+        spec.loader.exec_module(script)
+        return script
+
+    def run(name, *arguments, **changes):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        script = module(name)
+        for changed, value in changes.items():
+            setattr(script, changed, value)
+        return script.main()
+
+    run.module = module
+    return run
 
 
 def pytest_collection_modifyitems(items):

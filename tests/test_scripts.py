@@ -1,6 +1,5 @@
 """The scripts that are not a training: compare_numpy.py and predict.py."""
 
-import importlib.util
 import io
 import json
 import sys
@@ -11,24 +10,6 @@ import torch
 
 from torch_rnn import RNN, parity
 from torch_rnn.recurrence import BACKENDS, available
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """run(script, *arguments, CONSTANT=value): its main() in this process, and its exit status."""
-
-    def run(name, *arguments, **changes):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        for constant, value in changes.items():
-            setattr(script, constant, value)
-        return script.main()
-
-    return run
 
 
 @pytest.fixture
@@ -137,3 +118,20 @@ def test_benchmark_refuses_to_time_a_wrong_backend(run, tmp_path, monkeypatch, c
     assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
     assert "bptt differs from eager at B = 2, H = 8; not timed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_scaling_counts_speed_and_bytes(run, tmp_path, monkeypatch, capsys):
+    def trained(processes, rows, settings):
+        return {"tokens_per_second": 1000 * processes**0.5, "ms_per_step": 1.0}
+
+    config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+    settings = ["--config", config, "--data.train", "3000", "--data.validation", "10", "--data.test", "10"]
+    assert run("scaling", "--processes", 1, 4, "--rows", 3, *settings, trained=trained, BATCHES=5) == 0
+    printed = capsys.readouterr().out
+    assert "50%" in printed  # 2,000 tokens a second from 4 processes, each of which alone has 1,000
+    script = run.module("scaling")
+    of = script.Batches(part=10, whole=15, columns=128, rest=100, Wxh=12800)
+    assert script.sent(2, of) == {
+        "all gradients": 12900, "columns, gathered": 10 * 132 + 100, "columns, summed": 40 + 15 * 128 + 100,
+    }  # fmt: skip
+    assert set(script.sent(1, of).values()) == {0}

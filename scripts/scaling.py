@@ -7,6 +7,7 @@ Wxh's columns of the batch's words alone, since the others are zero: what a spar
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from torch_rnn.batches import Shard
-from torch_rnn.cli import CLI
+from torch_rnn.cli import CLI, speak_plainly
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCHES = 200, 50
@@ -98,6 +99,8 @@ def main() -> int:
         parser.error(f"--processes is {chosen.processes}; each must be at least 1")
     if not any(of.startswith("--config") for of in settings):
         settings = ["--config", str(ROOT / "configs" / "imdb.yaml"), *settings]
+    speak_plainly()
+    logging.disable(logging.WARNING)
     plan = [processes for _ in range(chosen.turns) for processes in chosen.processes]
     found = [(processes, trained(processes, chosen.rows, settings)) for processes in track(plan, "training")]
     speeds, rows = Table("processes", "ms a step", "tokens a second", "efficiency"), {}

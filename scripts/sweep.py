@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 from rich.console import Console
@@ -63,7 +64,7 @@ def combinations(tried: dict[str, list[str]], folder: Path) -> Iterator[Run]:
         yield Run(settings, folder / (name or "run"))
 
 
-def start(run: Run, script: Path, fixed: list[str], threads: int, running: set[subprocess.Popen]) -> int:
+def start(run: Run, script: Path, fixed: list[str], threads: int, running: set, stopping: Event) -> int:
     """Runs one combination; its output is in log.txt beside its results. Returns its exit status."""
     run.folder.mkdir(parents=True, exist_ok=True)
     chosen = [part for name, value in run.settings.items() for part in (f"--{name}", value)]
@@ -77,6 +78,8 @@ def start(run: Run, script: Path, fixed: list[str], threads: int, running: set[s
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     running.add(process)
+    if stopping.is_set():  # meanwhile
+        process.terminate()
     try:
         return process.wait()
     finally:
@@ -85,12 +88,13 @@ def start(run: Run, script: Path, fixed: list[str], threads: int, running: set[s
 
 def side_by_side(runs: Sequence[Run], script: Path, fixed: list[str], jobs: int) -> list[int]:
     """The runs' exit statuses. Raises Stopped for a signal, after the runs that it finds have saved."""
-    threads, running = max(1, (os.cpu_count() or 1) // jobs), set()
+    threads, running, stopping = max(1, (os.cpu_count() or 1) // jobs), set(), Event()
     with Stop(), ThreadPoolExecutor(jobs) as pool:
         try:
-            started = [pool.submit(start, run, script, fixed, threads, running) for run in runs]
+            started = [pool.submit(start, run, script, fixed, threads, running, stopping) for run in runs]
             return [of.result() for of in track(started, "sweep")]
         except Stopped:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()

@@ -94,7 +94,7 @@ def damage(work: Path, tries: int) -> Found:
     archive = work / "aclImdb.tar.xz"
     write_archive(archive, 40)
     folder = cached(
-        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb._read(archive), part, work)
+        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read(archive), part, work)
     )
     messages: list[str] = []
     handler = logging.Handler()
@@ -102,7 +102,7 @@ def damage(work: Path, tries: int) -> Found:
     logging.getLogger("torch_rnn.cache").addHandler(handler)
 
     def read_cache(path: Path) -> None:
-        cached(work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb._read(archive), part, work))
+        cached(work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read(archive), part, work))
         if messages:
             raise RunError(messages.pop())
 
@@ -150,7 +150,7 @@ def many_at_once(work: Path, tries: int) -> Found:
     def manifest(parent: Path) -> bytes:
         def make(part: Path, work: Path) -> None:
             (parent / "maker").write_text(str(os.getpid()))
-            write_tokens(imdb._read(archive), part, work)
+            write_tokens(imdb.read(archive), part, work)
 
         return (cached(parent, "imdb", {}, make) / "manifest.json").read_bytes()
 

@@ -19,6 +19,7 @@ RAGGED = {  # the last batch has one row, so that one of two processes has none
     "trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False,
     "trainer.accelerator": "cpu", "trainer.precision": "64-true", "checkpoint.seconds": 0.2,
 }  # fmt: skip
+LONGER = RAGGED | {"data.train": 3961}
 LOGGED = ("train/batch_loss", "train/gradient_norm", "train/loss", "validation/loss", "validation/accuracy")
 
 
@@ -59,18 +60,23 @@ def worlds(work: Path, tries: int) -> Found:
     )
 
 
-def unequal(folder: Path, other: Path) -> float:
-    """The largest difference of what two runs logged and of their weights, by the largest entry of each."""
+def unequal(folder: Path, other: Path, steps: int | None = None) -> float:
+    """The largest difference of what two runs logged and of their weights, by the largest entry of each.
+
+    With steps, of what they logged in so many first steps.
+    """
     of = []
     for run in (folder, other):
         with open(run / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))[:steps]
         of.append({name: [float(row[name]) for row in rows if row[name]] for name in LOGGED})
-        weights, _ = load_weights(run / "model.safetensors")
-        of[-1] |= {name: value.double().flatten().tolist() for name, value in weights.items()}
+        if steps is None:
+            weights, _ = load_weights(run / "model.safetensors")
+            of[-1] |= {name: value.double().flatten().tolist() for name, value in weights.items()}
     return max(
         max(abs(a - b) for a, b in zip(of[0][name], of[1][name], strict=True)) / max(map(abs, of[1][name]))
         for name in of[1]
+        if of[1][name]
     )
 
 
@@ -87,17 +93,17 @@ def wait_for_rows(folder: Path, process: subprocess.Popen, rows: int) -> None:
 
 def lost_workers(work: Path, tries: int) -> Found:
     """One of two processes gets SIGTERM, so that both save and stop; later one is killed, and restarted."""
-    torchrun(work / "undisturbed", 2, RAGGED).wait()
+    torchrun(work / "undisturbed", 2, LONGER).wait()
     failures = []
     for number in range(tries):
         folder = work / f"run{number}"
-        process = torchrun(folder, 2, RAGGED)
+        process = torchrun(folder, 2, LONGER)
         wait_for_rows(folder, process, 20 + 10 * number % 40)
         os.kill(workers(process)[number % 2], signal.SIGTERM)
         if process.wait() == 0:
             failures.append(f"{number}: SIGTERM did not stop it")
-        process = torchrun(folder, 2, RAGGED, "--max-restarts=1")
-        wait_for_rows(folder, process, 70 + 10 * number % 40)
+        process = torchrun(folder, 2, LONGER, "--max-restarts=1")
+        wait_for_rows(folder, process, 130 + 10 * number % 40)
         os.kill(workers(process)[number % 2], signal.SIGKILL)
         if status := process.wait():
             failures.append(f"{number}: exit status {status}, see {work / 'torchrun.log'}")

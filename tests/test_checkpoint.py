@@ -104,6 +104,14 @@ def test_the_previous_one_serves_where_the_last_one_is_damaged(stopped, undistur
     assert differences(stopped, undisturbed) == []
 
 
+def test_a_resumed_run_may_be_stopped_in_its_validation_too(stopped, undisturbed):
+    for point in (-2, 34, -1):
+        with stopped_at(point):
+            assert train(stopped, SMALL, "--resume", "auto")[0] == 143
+    assert train(stopped, SMALL, "--resume", "auto")[0] == 0
+    assert differences(stopped, undisturbed) == []
+
+
 @pytest.mark.bad_input
 def test_where_none_is_valid_nothing_starts_anew(stopped):
     for name in (LAST, PREVIOUS):

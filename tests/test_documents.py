@@ -97,6 +97,7 @@ def test_what_was_changed_has_another_fingerprint(tmp_path):
         ("a.csv", b'text,label\n"x,1\n', "a.csv: line 2 cannot be read as CSV: unexpected end of data"),
         ("a.csv", b'text,label\n"x"y,1\n', "a.csv: line 2 cannot be read as CSV"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text"\n', "a.jsonl: line 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl: line 1 is not JSON"),
         ("a.jsonl", b'["x", 1]\n', "a.jsonl: line 1 is no object with text and label"),
         ("a.jsonl", b'{"text": "x"}\n', "a.jsonl: line 1 is no object with text and label"),
         ("a.jsonl", b'{"text": 3, "label": 1}\n', "a.jsonl: line 1 has text 3; it must be a text"),

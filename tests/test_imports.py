@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
 FLOORS = (  # each room imports from floors below its own, or from its own
-    {"errors", "exchange", "files", "reference", "loss"}
+    {"errors", "exchange", "files", "reference", "loss", "signals"}
     | {f"recurrence.{name}" for name in ("graphs", "inputs", "nonlinearities", "scan", "segments")},
     {"weights", "parity"}
     | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
@@ -16,7 +16,7 @@ FLOORS = (  # each room imports from floors below its own, or from its own
     {"documents", "layers", "reviews", "verbs"},
     {"rnn", "compat", "tokens"},
     {"batches"},
-    {"baseline", "classifier", "datamodule", "metrics", "peers", "signals", "speed", "timing"},
+    {"baseline", "classifier", "datamodule", "metrics", "peers", "speed", "timing"},
     {"corpus", "grammar", "addition", "checkpoint", "report"},
     {"imdb", "textfiles"},
     {"cli"},

@@ -223,7 +223,7 @@ def one_after_the_other(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np
 
 def pad(flat: np.ndarray, lengths: np.ndarray) -> Tensor:
     """What `one_after_the_other` gave, as (n, T, ...) with zeros behind: ids as int64, floats as they are."""
-    T = int(lengths.max(initial=0))
+    T = int(lengths.max(initial=1))  # with T = 0 some backends would leave weights without a gradient
     dtype = np.int64 if flat.dtype.kind in "iu" else flat.dtype
     x = np.zeros((len(lengths), T, *flat.shape[1:]), dtype)
     x[np.arange(T) < lengths[:, None]] = flat

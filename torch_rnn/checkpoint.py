@@ -12,6 +12,7 @@ disk before it takes its name; the last one is then the previous one.
 import hashlib
 import io
 import logging
+import math
 import os
 import pickle
 import time
@@ -28,12 +29,14 @@ from torch import Tensor
 from torch_rnn.errors import RunError, diverged
 from torch_rnn.files import write_atomically
 from torch_rnn.metrics import Metrics
-from torch_rnn.signals import Stop
+from torch_rnn.signals import Stop, Stopped
 
 log = logging.getLogger(__name__)
 FOLDER, LAST, PREVIOUS = "checkpoints", "last.ckpt", "previous.ckpt"
 MARK = b"sha256 "
 COMMENT = len(MARK) + 64
+ASK_SECONDS = 0.5
+"""Between two questions of several processes to each other."""
 BETTER = {"validation/accuracy": 1.0, "validation/loss": -1.0}
 """What may be monitored, and the sign with which more of it is better."""
 
@@ -146,7 +149,8 @@ class Checkpoints(Checkpoint):
 
     monitor   what is best: the highest validation/accuracy or the lowest validation/loss.
     seconds   after so long the next step is followed by a checkpoint, so that a kill costs at most these
-              seconds, and the validation that it falls into; 0 for one after every step.
+              seconds, and the validation that it falls into; 0 for one after every step, or with several
+              processes after about half a second.
 
     Who makes the Trainer sets seed, stop, metrics and settings: the seed of the steps' randomness, the
     signals to obey, the curves to save, and what a run must have in common with a checkpoint to resume it.
@@ -172,6 +176,12 @@ class Checkpoints(Checkpoint):
         self._trained = False
         self._known: dict[str, Tensor] = {}
         self._group: Any = None
+        self._unasked, self._ask_after, self._asked_at = 0, 1, 0.0
+        self._data: dict[str, str] = {}
+
+    def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._data = trainer.datamodule.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "score": self.score}
@@ -182,7 +192,7 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["settings"], checkpoint["data"] = self.settings, trainer.datamodule.fingerprint()
+        checkpoint["settings"], checkpoint["data"] = self.settings, self._data
         checkpoint["metrics"] = self.metrics.text() if self.metrics else ""
         checkpoint["trained"] = self._trained
         checkpoint["known"] = dict(trainer.callback_metrics)  # what early stopping looks at
@@ -195,7 +205,7 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        refuse_another_run(checkpoint["data"], trainer.datamodule.fingerprint())
+        refuse_another_run(checkpoint["data"], self._data)
         if self.metrics:
             self.metrics.restore(checkpoint["metrics"])
         trainer.should_stop = checkpoint["trained"]
@@ -206,30 +216,34 @@ class Checkpoints(Checkpoint):
         trainer.fit_loop._load_combined_loader_states()
         trainer.callback_metrics.update(self._known)
         self.stop.wait_for_the_step()
-        self._saved_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
 
     def on_train_batch_start(
         self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Here all that belongs to the steps before has been done, validation and curves included."""
         between_steps = batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step > 0
-        if between_steps and self._agreed(trainer, time.monotonic() - self._saved_at >= self.seconds):
-            self._save(trainer, model)
+        if between_steps and (asked := self._asked(trainer, self.seconds)):
+            self._save(trainer, model, asked)
         seed_step(self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, model.device)
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
         self.stop.listen()
+        # A validation may be long: the steps before it shall not be lost with it.
+        if _is_in_fit(trainer) and (asked := self._asked(trainer, self.seconds / 10, at_once=True)):
+            self._save(trainer, model, asked)
 
     def on_test_start(self, trainer: Trainer, model: LightningModule) -> None:
         self.stop.listen()
 
     def on_validation_batch_end(self, trainer: Trainer, model: LightningModule, *_: Any) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._agreed(trainer):
-            self._save(trainer, model)
+        if _is_in_fit(trainer) and (asked := self._asked(trainer)):
+            self._save(trainer, model, asked)
 
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not _is_in_fit(trainer):
             return
+        self._ask_after = 1  # steps have another pace
         score = BETTER[self.monitor] * float(trainer.callback_metrics[self.monitor])
         if score > self.score:
             self.score = score
@@ -237,34 +251,49 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
         self._trained = True
-        self._save(trainer, model)
-        self.stop.at_once()
+        self._save(trainer, model, self._asked(trainer, at_once=True))
+        self.stop.waits = False
 
     def on_exception(self, trainer: Trainer, model: LightningModule, exception: BaseException) -> None:
         self.stop.waits = False
 
-    def _agreed(self, trainer: Trainer, due: bool = False) -> bool:
-        """Whether the run is to be saved here: a signal has come, to whichever process, or it is due.
+    def _asked(self, trainer: Trainer, seconds: float = math.inf, at_once: bool = False) -> int:
+        """The signal that has come, else 1 if nothing was saved for so many seconds, else 0.
 
-        All processes ask at the same step and go by the same answer; whether it is due the first one says.
+        Several processes ask each other at the same step, about every half a second or at once, and go by the
+        same answer: a signal to any of them is one to all, and when to save the first one says.
         """
+        mine = self.stop.requested or int(
+            time.monotonic() - self._saved_at >= seconds and trainer.is_global_zero
+        )
         if trainer.world_size == 1:
-            return due or self.stop.requested is not None
+            return mine
+        self._unasked += 1
+        if self._unasked < self._ask_after and not at_once:
+            return 0
         if self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")  # so that no GPU is waited for
-        asked = torch.tensor([self.stop.requested or int(due and trainer.is_global_zero)])
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
-        if asked > 1:
-            self.stop.requested = int(asked)
-        return bool(asked)
+        now = time.monotonic()
+        fitting = max(1, int(ASK_SECONDS * self._unasked / max(now - self._asked_at, 1e-9)))
+        answers = torch.tensor([mine, -fitting])
+        torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX, group=self._group)
+        self._unasked, self._ask_after, self._asked_at = 0, 1 if at_once else -int(answers[1]), now
+        return int(answers[0])
 
-    def _save(self, trainer: Trainer, model: LightningModule) -> None:
+    def _save(self, trainer: Trainer, model: LightningModule, asked: int) -> None:
+        """Writes a checkpoint. Raises Stopped where it was a signal that asked for it."""
         if not trainer.fast_dev_run:
             if not all(parameter.isfinite().all() for parameter in model.parameters()):
                 raise diverged("a weight", trainer.global_step)
             trainer.save_checkpoint(Path(trainer.default_root_dir, FOLDER, LAST), weights_only=False)
         self._saved_at = time.monotonic()
-        self.stop.now(trainer.global_step)
+        if asked > 1:
+            self.stop.waits = False
+            raise Stopped(asked, trainer.global_step)
+
+
+def _is_in_fit(trainer: Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
@@ -312,5 +341,6 @@ def _go_on_with_validation(loops: dict[str, Any]) -> None:
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     validation["is_last_batch"] = False
     batches = loops["epoch_loop.batch_progress"]
+    batches["total"] = dict.fromkeys(batches["total"], batches["total"]["completed"])
     step = 0 if batches["is_last_batch"] else batches["current"]["completed"]  # 0 of the next epoch
     loops["state_dict"]["combined_loader"] = [{"step": step}]

@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -41,6 +42,7 @@ from torch_rnn.signals import Stop, Stopped
 
 log = logging.getLogger(__name__)
 RESULTS, CURVES, METRICS = "results.json", "curves.png", "metrics.csv"
+LOGGED = tuple(f"{split}/{score}" for split in ("validation", "train") for score in ("accuracy", "loss"))
 MODEL, CONFIG = "model.safetensors", "config.yaml"
 NO_MATTER = re.compile(
     r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
@@ -113,7 +115,7 @@ class CLI(LightningCLI):
         self.checkpoints.seed = self.datamodule.seed
         self.checkpoints.settings = self.settings()
         plugins = [SignedIO()]
-        if SLURMEnvironment.detect():
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             plugins.append(SLURMEnvironment(auto_requeue=False))  # scripts/train.sbatch requeues
         trainer = super().instantiate_trainer(logger=self.checkpoints.metrics, plugins=plugins, **kwargs)
         trainer.callbacks.insert(0, self.clock)
@@ -179,7 +181,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not any(re.match(r"--config(=|$)|-c", argument) for argument in arguments):
         arguments = ["--config", str(default_config), *arguments]
-    _speak_plainly()
+    speak_plainly()
     torch.utils.deterministic.fill_uninitialized_memory = False  # which finds mistakes, and takes time
     try:
         with Stop() as stop:
@@ -192,7 +194,9 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         name, why = error.filename or "a file", error.strerror or error
-        print(f"error: {name} cannot be written or read ({why}); mend that and start again", file=sys.stderr)
+        print(
+            f"error: {name} cannot be written or read ({why}); mend that, then --resume auto", file=sys.stderr
+        )
         return 2
     return 0
 
@@ -202,11 +206,14 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
     check_torchrun()
     try:
         cli = CLI(arguments)
-    except (ValueError, MisconfigurationException) as error:  # a setting that a constructor refuses
+    except (
+        ValueError,
+        TypeError,
+        MisconfigurationException,
+    ) as error:  # a setting that a constructor refuses
         raise RunError(str(error)) from error
     cli.datamodule.suit(cli.model.rnn)
-    if (clip := cli.trainer.gradient_clip_val) is not None and not 0 <= clip < math.inf:
-        raise RunError(f"trainer.gradient_clip_val is {clip}; it must be at least 0, and 0 is no clipping")
+    check_trainer(cli.config.trainer)
     cli.checkpoints.stop = stop
     if cli.trainer.fast_dev_run:
         train(cli, None)
@@ -219,6 +226,33 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
         scores = train(cli, beginning(cli))
         if cli.trainer.is_global_zero:
             report(cli, scores)
+
+
+def check_trainer(settings: Namespace) -> None:
+    """Raises RunError for settings that Lightning takes, and that end in another error or in nothing."""
+    clip = settings.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:
+        raise RunError(f"trainer.gradient_clip_val is {clip}; it must be at least 0, and 0 is no clipping")
+    for name in ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (value := settings[name]) is not None and value < 1:
+            raise RunError(f"trainer.{name} is {value}; it must be at least 1")
+    if settings.max_steps == 0:
+        raise RunError("trainer.max_steps is 0; it must be at least 1, or -1 for no limit")
+    if settings.overfit_batches:
+        raise RunError(
+            f"trainer.overfit_batches is {settings.overfit_batches}; use trainer.limit_train_batches"
+        )
+    if str(settings.precision).startswith(("16-true", "transformer")):
+        raise RunError(
+            f"trainer.precision is {settings.precision}; the weights are float32, float64 or bfloat16: it "
+            f"must be 32-true, 64-true, bf16-true, bf16-mixed or 16-mixed"
+        )
+    for callback in settings.callbacks or []:
+        monitor = callback.get("init_args", {}).get("monitor")
+        if monitor is not None and monitor not in LOGGED:
+            raise RunError(
+                f"{callback.class_path}: monitor is {monitor}; it must be one of {', '.join(LOGGED)}"
+            )
 
 
 def check_torchrun() -> None:
@@ -257,7 +291,10 @@ def train(cli: CLI, checkpoint: Path | None) -> dict[str, Mapping[str, float]]:
             raise RunError(
                 f"trainer.{name} is 0; a run needs at least one batch to train, to choose and to test"
             )
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    except MisconfigurationException as error:
+        raise RunError(str(error)) from error
     if cli.checkpoints.best is not None:
         model.load_state_dict(cli.checkpoints.best)
     elif not trainer.fast_dev_run:
@@ -307,7 +344,7 @@ def save_model(path: Path, model: Classifier, data: SequenceData) -> None:
     model.rnn.save(path, **about)
 
 
-def _speak_plainly() -> None:
+def speak_plainly() -> None:
     """One plain line a message, without advertisements and without advice that does not apply here."""
     level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")

@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from torch_rnn.errors import RunError
 
 LARGEST = 1 << 24
-"""No text has more characters; what seems to have is a quotation mark that is never closed."""
+"""No field of a table has more characters; one that seems to is in quotation marks that are never closed."""
 
 
 class Document(NamedTuple):
@@ -58,20 +58,31 @@ class Lines:
         self.size = path.stat().st_size
 
     def fingerprint(self) -> dict[str, Any]:
-        status = self.path.stat()
-        return {"size": status.st_size, "time": status.st_mtime_ns, "columns": [self.text, self.label]}
+        with open(self.path, "rb") as file:
+            ends = hashlib.sha256(file.read(1 << 20))
+            file.seek(max(0, self.size - (1 << 20)))
+            ends.update(file.read())
+        columns = [self.path.suffix, self.text, self.label]
+        time = self.path.stat().st_mtime_ns
+        return {"size": self.size, "time": time, "ends": ends.hexdigest(), "columns": columns}
 
     def lines(self, place: Place) -> Iterator[str]:
         self.offset, self.line = place
         with open(self.path, "rb") as file:
             file.seek(self.offset)
-            for line in file:
+            for line in self._read(file):
                 self.offset += len(line)
                 self.line += 1
                 try:
                     yield line.decode("utf-8-sig" if self.line == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise self.refusal(f"is not UTF-8 ({error.reason})") from error
+
+    def _read(self, file: BinaryIO) -> Iterator[bytes]:
+        try:
+            yield from file
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def refusal(self, what: str) -> RunError:
         return RunError(f"{self.path}: line {self.line} {what}")
@@ -120,7 +131,7 @@ class JsonLines(Lines):
                 continue
             try:
                 found = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self.refusal(f"is not JSON: {error}") from error
             if not isinstance(found, dict) or not {self.text, self.label} <= found.keys():
                 raise self.refusal(

@@ -23,6 +23,9 @@ def write_atomically(
         if keep is not None:
             os.replace(path, keep)
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write has none
+        raise
     finally:
         part.unlink(missing_ok=True)
     if os.name == "posix":

@@ -43,7 +43,7 @@ class IMDB(Corpus):
 
     def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
         source = reviews.find(self.root)
-        return reviews.fingerprint(source), partial(_read, source)
+        return reviews.fingerprint(source), partial(read, source)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -59,7 +59,7 @@ class IMDB(Corpus):
             )  # fmt: skip
 
 
-def _read(source: Path) -> dict[str, Documents]:
+def read(source: Path) -> dict[str, Documents]:
     """All labelled reviews in the order of their names; 0 and 1 are the labels, and the film is the group."""
     found = reviews.read(source)
     return {

@@ -34,7 +34,8 @@ class Clock(Callback):
 
     def __init__(self) -> None:
         self.steps, self.tokens, self.seconds = 0, 0, 0.0
-        self._since = self._began = time.perf_counter()
+        self._since: float | None = None  # when it was started; None while it stands
+        self._began = time.perf_counter()
 
     @property
     def elapsed(self) -> float:
@@ -42,7 +43,7 @@ class Clock(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"steps": self.steps, "tokens": self.tokens, "elapsed": self.elapsed}
-        return state | {"seconds": self.seconds + time.perf_counter() - self._since}
+        return state | {"seconds": self.seconds + self._running()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps, self.tokens = state_dict["steps"], state_dict["tokens"]
@@ -74,8 +75,11 @@ class Clock(Callback):
     def _stop(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self._since
-        self._since = time.perf_counter()
+        self.seconds += self._running()
+        self._since = None
+
+    def _running(self) -> float:
+        return 0.0 if self._since is None else time.perf_counter() - self._since
 
 
 def results(

@@ -46,24 +46,13 @@ class Stop:
             signal.signal(signum, self._receive)
 
     def wait_for_the_step(self) -> None:
-        """From here on a signal is only noted: whoever runs the steps asks for `requested` and saves."""
+        """From here on a signal is only noted: whoever runs the steps looks at `requested`, and saves."""
         self.listen()
         self.waits = True
-
-    def at_once(self) -> None:
-        """From here on a signal ends the run where it stands. Raises Stopped if one was noted before."""
-        self.waits = False
-        self.now()
-
-    def now(self, step: int | None = None) -> None:
-        """Raises Stopped if a signal has asked for it."""
-        if self.requested is not None:
-            self.waits = False
-            signum, self.requested = self.requested, None
-            raise Stopped(signum, step)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.requested == signum == signal.SIGINT
         self.requested = signum
         if again or not self.waits:
-            self.now()
+            self.waits = False
+            raise Stopped(signum)

@@ -8,6 +8,7 @@ vocabulary, and each chunk's ids those of the vocabulary, one chunk after the ot
 import hashlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -28,10 +29,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from torch_rnn.documents import Document, Documents, Place
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
+from torch_rnn.signals import SIGNALS
 from torch_rnn.text import Vocabulary, tokenize
 
 CHUNK = 1 << 24
-"""Characters of text a chunk."""
+"""Characters of text a chunk, about."""
 WORDS = 1 << 20
 """The vocabulary's size at most. Of twice as many different words, the rarer half is forgotten."""
 RESIDENT = 1 << 28
@@ -83,6 +85,7 @@ class IdFile:
         np.lib.format.read_magic(self.file)
         (self.size,), _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
         self.start = self.file.tell()
+        self.lowest: int | None = None
 
     def __del__(self) -> None:
         self.file.close()
@@ -94,15 +97,19 @@ class IdFile:
         for start, begin, end in zip(
             starts[wanted].tolist(), (ends - lengths)[wanted].tolist(), ends[wanted].tolist(), strict=True
         ):
-            os.preadv(self.file.fileno(), [ids[begin:end]], self.start + start * self.dtype.itemsize)
+            place, piece = self.start + start * self.dtype.itemsize, ids[begin:end]
+            if os.preadv(self.file.fileno(), [piece], place) != piece.nbytes:
+                raise RunError(f"{self.file.name} has been cut short; start again, and it is made anew")
         return ids
 
     def min(self, initial: int) -> int:
         """The lowest of all ids and of `initial`."""
-        self.file.seek(self.start)
-        while len(ids := np.fromfile(self.file, self.dtype, RESIDENT // 16)):
-            initial = min(initial, int(ids.min()))
-        return initial
+        if self.lowest is None:
+            self.file.seek(self.start)
+            self.lowest = initial
+            while len(ids := np.fromfile(self.file, self.dtype, RESIDENT // 16)):
+                self.lowest = min(self.lowest, int(ids.min()))
+        return min(initial, self.lowest)
 
 
 def hold_out(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +143,14 @@ def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
 
         while True:
             path = work / f"{split}-{len(paths):06}.npz"
-            end = _end(path)
+            end = _end(path, place)
             if end is None:
                 found, end = _chunk(source, place)
                 if not found:
                     break
-                pending.append((submit(_tokenized, path, found, end), sum(len(of.text) for of in found)))
+                pending.append(
+                    (submit(_tokenized, path, found, place, end), sum(len(of.text) for of in found))
+                )
                 settle(2 * _cores())
             paths.append(path)
             place = end
@@ -157,13 +166,13 @@ def _chunk(source: Documents, place: Place) -> tuple[list[Document], Place]:
     found, size, end = [], 0, place
     for document, end in source.read(place):  # noqa: B007 (it is what is behind the last one)
         found.append(document)
-        size += len(document.text)
+        size += len(document.text) + 100  # a short text takes room too
         if size >= CHUNK:
             break
     return found, end
 
 
-def _tokenized(path: Path, found: list[Document], end: Place) -> None:
+def _tokenized(path: Path, found: list[Document], start: Place, end: Place) -> None:
     """Writes a chunk's file."""
     ids: dict[str, int] = {}
     rows = [
@@ -180,7 +189,7 @@ def _tokenized(path: Path, found: list[Document], end: Place) -> None:
         "labels": np.array([number[document.label] for document in found], dtype=np.int32),
         "classes": _bytes(labels),
         "keys": np.array([key_of(document.group) for document in found], dtype=np.uint64),
-        "end": np.array(end),
+        "places": np.array([start, end]),
     }
 
     def write(part: Path) -> None:
@@ -190,13 +199,14 @@ def _tokenized(path: Path, found: list[Document], end: Place) -> None:
     write_atomically(path, write)
 
 
-def _end(path: Path) -> Place | None:
+def _end(path: Path, start: Place) -> Place | None:
     """The place behind a chunk that an earlier start has left whole; None where it is to be made."""
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
             for name in arrays:  # whose checksums zip compares
                 arrays[name]
-            return tuple(arrays["end"].tolist())
+            begins, ends = map(tuple, arrays["places"].tolist())
+            return ends if begins == start else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -216,8 +226,8 @@ def _classes(chunks: Mapping[str, list[Path]]) -> list[str]:
                 )
     if len(known) < 2:
         raise RunError(f"the train data have one label only ({min(known)!r}); there must be two or more")
-    numbers = all(label.lstrip("-").isdecimal() for label in known)
-    return sorted(known, key=int if numbers else None)
+    numbers = all(re.fullmatch("-?[0-9]+", label) for label in known)
+    return sorted(known, key=lambda label: (int(label) if numbers else 0, label))
 
 
 def _vocabulary(paths: list[Path]) -> Vocabulary:
@@ -272,7 +282,8 @@ def _read_list(path: Path, name: str) -> list[str]:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many as are there, but eight at most: each works on a chunk, and two more wait for it in memory."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @contextmanager
@@ -303,8 +314,8 @@ def _at_once(work: Callable[..., None], *args: Any) -> Future:
 
 def _be_a_worker(parent: int) -> None:
     """Leaves signals to the parent, and ends when it is gone, since nobody would ever give it work again."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -12,6 +12,8 @@ from trials import train
 
 from torch_rnn.batches import Draw, Ragged, Sequences, Shard
 from torch_rnn.grammar import Grammar
+from torch_rnn.loss import cross_entropy
+from torch_rnn.rnn import RNN
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo's processes are found under /proc")
 
@@ -37,6 +39,18 @@ def test_the_parts_of_a_batch_are_the_batch(world, kind):
             assert torch.equal(mine[:length], row[:length])
         if kind != "every":
             assert torch.equal(part.labels, whole.labels[rank::world])
+
+
+@pytest.mark.parametrize("backend", ["eager", "bptt", "auto"])
+@pytest.mark.parametrize("empty", ["no row", "a row without a step"])
+def test_a_part_with_nothing_in_it_gives_every_weight_a_gradient(backend, empty):
+    rows = [np.array([3, 1]), np.array([], dtype=int)]
+    chosen = np.array([0] if empty == "no row" else [0, 1])
+    part = Sequences(rows, np.array([1, 0]), shard=Shard(1, 2))[Draw((0,), chosen)]
+    rnn = RNN(9, 4, 1, backend=backend)
+    cross_entropy(rnn(part.x, part.lengths), part.labels).sum().backward()
+    assert all(parameter.grad is not None for parameter in rnn.parameters())
+    assert not rnn.Wxh.grad.any()
 
 
 def test_without_a_trainer_a_loader_has_everything():

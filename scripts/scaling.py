@@ -62,9 +62,12 @@ def trained(processes: int, rows: int, settings: list[str]) -> dict:
 
 
 def batches(processes: int, rows: int, settings: list[str]) -> Batches:
-    cli = CLI([*settings, f"--data.batch_size={processes * rows}"])
-    cli.datamodule.prepare_data()
-    cli.datamodule.setup()
+    logging.disable(logging.WARNING)
+    try:
+        cli = CLI([*settings, f"--data.batch_size={processes * rows}"])
+        cli.datamodule.setup()
+    finally:
+        logging.disable(logging.NOTSET)
     means = []
     for shard in (Shard(0, processes), Shard()):
         found = list(islice(cli.datamodule.loader("train", shard), BATCHES))
@@ -100,7 +103,6 @@ def main() -> int:
     if not any(of.startswith("--config") for of in settings):
         settings = ["--config", str(ROOT / "configs" / "imdb.yaml"), *settings]
     speak_plainly()
-    logging.disable(logging.WARNING)
     plan = [processes for _ in range(chosen.turns) for processes in chosen.processes]
     found = [(processes, trained(processes, chosen.rows, settings)) for processes in track(plan, "training")]
     speeds, rows = Table("processes", "ms a step", "tokens a second", "efficiency"), {}

@@ -39,7 +39,7 @@ def torchrun(folder: Path, processes: int, settings: dict[str, object], *more: s
 def worlds(work: Path, tries: int) -> Found:
     """1, 2, 4, ... processes, as many worlds as tries, in float64 and in float32."""
     failures, worst = [], {}
-    for precision, tolerance in (("64-true", 1e-12), ("32-true", 1e-5)):
+    for precision, tolerance, steps in (("64-true", 1e-12, None), ("32-true", 1e-5, 20)):
         settings = RAGGED | {"trainer.precision": precision}
         train(work / precision, settings)
         for processes in (2, 4, 8)[: max(1, tries // 2)]:
@@ -47,13 +47,13 @@ def worlds(work: Path, tries: int) -> Found:
             if status := torchrun(folder, processes, settings).wait():
                 failures.append(f"{processes} processes: exit status {status}")
                 continue
-            found = unequal(folder, work / precision)
+            found = unequal(folder, work / precision, steps)
             worst[precision] = max(found, worst.get(precision, 0))
             failures += [f"{processes} processes, {precision}: {found:.1e}"] if found > tolerance else []
     seen = ", ".join(f"{precision[:2]} bits: {value:.0e}" for precision, value in worst.items())
     return Found(
         "2 or 4 processes, ragged batches: losses, gradient norms, metrics and weights are those of one "
-        "process, to 1e-12 in float64 and to 1e-5 in float32",
+        "process, to 1e-12 in float64; in float32, of the first 20 steps, to 1e-5",
         2 * max(1, tries // 2),
         failures,
         seen,

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import torch
 
-from torch_rnn.files import write_atomically
-from torch_rnn.parity import compare, twice_the_error
-from torch_rnn.peers import (
+from torch_rnn.benchmarks.peers import (
     Contender,
     as_one_graph,
     keras_is_there,
@@ -24,9 +22,11 @@ from torch_rnn.peers import (
     torch_rnn_module,
     training_step,
 )
-from torch_rnn.recurrence import available, recurrence
-from torch_rnn.speed import PEER, draw, into_readme, table
-from torch_rnn.timing import Timing, device_name, in_turns
+from torch_rnn.benchmarks.speed import PEER, draw, into_readme, table
+from torch_rnn.benchmarks.timing import Timing, device_name, in_turns
+from torch_rnn.files import write_atomically
+from torch_rnn.ops import available, recurrence
+from torch_rnn.testing import compare, twice_the_error
 
 V, T = 10_000, 500
 GRIDS = {
@@ -121,7 +121,7 @@ def training_steps(B: int, H: int, device: str, turns: int) -> dict:
 
 def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
     """The lengths of a batch of reviews of similar length, the middle one of an epoch by its tokens."""
-    from torch_rnn.imdb import IMDB
+    from torch_rnn.data.imdb import IMDB
 
     data = IMDB(root=root, batch_size=B)
     data.setup()

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_rnn import RNN, NumpyRNN
-from torch_rnn.baseline import as_batch, compare_once, compare_trained, train_reference, train_rnn
-from torch_rnn.batches import Batch
+from torch_rnn.benchmarks.baseline import as_batch, compare_once, compare_trained, train_reference, train_rnn
+from torch_rnn.data.batches import Batch
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
-from torch_rnn.parity import Comparison
-from torch_rnn.recurrence import available
+from torch_rnn.ops import available
+from torch_rnn.testing import Comparison
 
 B, T, V, H = 32, 500, 10_000, 32
 POSITIVE = 12
@@ -30,8 +30,8 @@ CLIP = 0.005
 
 def grammar_batch() -> Batch:
     """Reviews of the quickstart corpus, joined until there are T tokens; a row ends with its label's."""
-    from torch_rnn.grammar import corpus
-    from torch_rnn.text import Vocabulary, tokenize
+    from torch_rnn.data.grammar import corpus
+    from torch_rnn.data.text import Vocabulary, tokenize
 
     texts, labels = corpus(64 * B, seed=0)
     tokens = [tokenize(text) for text in texts]
@@ -48,7 +48,7 @@ def grammar_batch() -> Batch:
 
 def imdb_batch(root: str | None, cache: str | None) -> Batch:
     """Training reviews of IMDB, their last T tokens, each of its own length."""
-    from torch_rnn.imdb import IMDB
+    from torch_rnn.data.imdb import IMDB
 
     data = IMDB(root=root, cache=cache, max_features=V, maxlen=T)
     data.setup()

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from torch_rnn import RNN
-from torch_rnn.batches import collate
-from torch_rnn.weights import load_weights
+from torch_rnn.data.batches import collate
+from torch_rnn.nn.weights import load_weights
 
 BATCH = 64
 
@@ -22,7 +22,7 @@ BATCH = 64
 def predictions(model: Path, texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
     """For each text the most probable class, its probability, and the text. Raises ValueError for a model
     that was not trained on text."""
-    from torch_rnn.text import Vocabulary, tokenize
+    from torch_rnn.data.text import Vocabulary, tokenize
 
     rnn = RNN.load(model)
     _, about = load_weights(model)

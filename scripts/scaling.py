@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from torch_rnn.batches import Shard
-from torch_rnn.cli import CLI, speak_plainly
+from torch_rnn.data.batches import Shard
+from torch_rnn.training.cli import CLI, speak_plainly
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCHES = 200, 50

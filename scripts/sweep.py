@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from torch_rnn.files import write_atomically
-from torch_rnn.signals import Stop, Stopped
+from torch_rnn.training.signals import Stop, Stopped
 
 ROOT = Path(__file__).parents[1]
 SEED = "seed_everything"

@@ -17,14 +17,14 @@ import torch
 from rich.progress import track
 from trials import SMALL, Found, train
 
-from torch_rnn import imdb, reviews
-from torch_rnn.cache import cached
-from torch_rnn.checkpoint import FOLDER, LAST, newest, read_checkpoint, write_checkpoint
+from torch_rnn.data import imdb, reviews
+from torch_rnn.data.cache import cached
+from torch_rnn.data.grammar import corpus
+from torch_rnn.data.tokens import write_tokens
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
-from torch_rnn.grammar import corpus
-from torch_rnn.rnn import RNN
-from torch_rnn.tokens import write_tokens
+from torch_rnn.nn.module import RNN
+from torch_rnn.training.checkpoint import FOLDER, LAST, newest, read_checkpoint, write_checkpoint
 
 
 def kills_in_save(work: Path, tries: int) -> Found:
@@ -99,7 +99,7 @@ def damage(work: Path, tries: int) -> Found:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("torch_rnn.cache").addHandler(handler)
+    logging.getLogger("torch_rnn.data.cache").addHandler(handler)
 
     def read_cache(path: Path) -> None:
         cached(work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read(archive), part, work))

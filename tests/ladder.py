@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from torch_rnn import RNN, NumpyRNN, recurrence
-from torch_rnn.loss import cross_entropy
-from torch_rnn.parity import (
+from torch_rnn.losses import cross_entropy
+from torch_rnn.ops import available
+from torch_rnn.ops.inputs import real_steps
+from torch_rnn.reference import CLIP, PARAMETERS
+from torch_rnn.testing import (
     CENTRAL_DIFFERENCES,
     TOLERANCES,
     assert_parity,
@@ -21,9 +24,6 @@ from torch_rnn.parity import (
     central_differences,
     twice_the_error,
 )
-from torch_rnn.recurrence import available
-from torch_rnn.recurrence.inputs import real_steps
-from torch_rnn.reference import CLIP, PARAMETERS
 
 READOUTS = ("last", "every")
 

@@ -5,7 +5,7 @@ import random
 import tarfile
 from pathlib import Path
 
-from torch_rnn.grammar import corpus
+from torch_rnn.data.grammar import corpus
 
 
 def _made() -> dict[str, bytes]:

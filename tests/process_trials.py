@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trials import SCRIPT, Found, arguments, differences, train
 
-from torch_rnn.weights import load_weights
+from torch_rnn.nn.weights import load_weights
 
 RAGGED = {  # the last batch has one row, so that one of two processes has none
     "data.train": 1981, "data.validation": 101, "data.test": 99, "data.batch_size": 33,

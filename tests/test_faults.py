@@ -8,8 +8,9 @@ import pytest
 import torch
 from ladder import Shape, rung_1, rung_2, rung_3, rung_4
 
-from torch_rnn import reference, rnn, verbs
-from torch_rnn.recurrence import BACKENDS, bptt, eager, inputs
+from torch_rnn import reference
+from torch_rnn.nn import module, verbs
+from torch_rnn.ops import BACKENDS, bptt, eager, inputs
 
 LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
 FLOATS = Shape(4, 9, 6, 5, ids=False, lengths=(9, 1, 4, 0))
@@ -115,17 +116,17 @@ def test_rung_2_catches_padding_that_is_read(monkeypatch, fails):
 
 
 @pytest.mark.parametrize(
-    ("module", "right", "wrong"),
+    ("source", "right", "wrong"),
     [
         (verbs, "gradient.clamp(-CLIP, CLIP)", "gradient"),
         (verbs, "gradient.clamp(-CLIP, CLIP)", "gradient.clamp(max=CLIP)"),
         (reference, 'np.clip(gradients["d" + name], -clip, clip)', 'gradients["d" + name]'),
     ],
 )
-def test_rung_4_catches(monkeypatch, fails, module, right, wrong):
-    twin = mutant(module, right, wrong)
-    if module is verbs:
-        monkeypatch.setattr(rnn.RNN, "fit", twin.Verbs.fit)
+def test_rung_4_catches(monkeypatch, fails, source, right, wrong):
+    twin = mutant(source, right, wrong)
+    if source is verbs:
+        monkeypatch.setattr(module.RNN, "fit", twin.Verbs.fit)
     else:
         monkeypatch.setattr(reference.NumpyRNN, "update", twin.NumpyRNN.update)
     fails(rung_4, "bptt", "last", 1)

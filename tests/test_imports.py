@@ -6,51 +6,44 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
-FLOORS = (  # each room imports from floors below its own, or from its own
-    {"errors", "exchange", "files", "reference", "loss", "signals"}
-    | {f"recurrence.{name}" for name in ("graphs", "inputs", "nonlinearities", "scan", "segments")},
-    {"weights", "parity"}
-    | {f"recurrence.{name}" for name in ("checks", "eager", "bptt", "cpu")}
-    | {f"recurrence.triton_{name}" for name in ("backend", "kernels", "steps")},
-    {"recurrence", "cache", "download", "text"},
-    {"documents", "layers", "reviews", "verbs"},
-    {"rnn", "compat", "tokens"},
-    {"batches"},
-    {"baseline", "classifier", "datamodule", "metrics", "peers", "speed", "timing"},
-    {"corpus", "grammar", "addition", "checkpoint", "report"},
-    {"imdb", "textfiles"},
-    {"cli"},
+LEVELS = (  # a package imports from itself and from the levels above its own line
+    {"errors"},
+    {"files"},
+    {"reference", "ops"},
+    {"losses", "testing"},
+    {"nn"},
+    {"data"},
+    {"training", "benchmarks"},
 )
+AGAINST = {("data", "training"), ("training", "benchmarks")}
 
 
-def rooms() -> dict[str, set[str]]:
-    """Each room of the package and the rooms that it imports."""
-    found = {}
+def imports() -> set[tuple[str, str]]:
+    """Pairs of a package or module directly below torch_rnn and another one that it imports."""
+    found = set()
     for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if name == "__init__":
-            continue
-        imported = set()
+        importer = path.relative_to(PACKAGE).with_suffix("").parts[0]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch_rnn"):
-                module = node.module.removeprefix("torch_rnn").lstrip(".")
-                imported |= {module} if module else {alias.name for alias in node.names}
-        found[name] = imported
-    return found
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch_rnn."):
+                found.add((importer, node.module.split(".")[1]))
+    return {(importer, imported) for importer, imported in found if importer != imported}
 
 
-def test_every_room_has_a_floor_and_imports_from_below():
-    floor = {room: number for number, on_it in enumerate(FLOORS) for room in on_it}
-    assert set(rooms()) == set(floor)
-    for room, imported in rooms().items():
-        for other in imported - {"RNN", "NumpyRNN"}:
-            assert floor[other] <= floor[room], f"{room} imports {other}, which stands above it"
+def test_imports_between_packages_point_one_way():
+    level = {name: number for number, names in enumerate(LEVELS) for name in names}
+    names = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert names - {"__init__"} == set(level)
+    for importer, imported in imports() - AGAINST:
+        if importer != "__init__":
+            assert level[imported] < level[importer], f"{importer} imports {imported}"
 
 
 def test_import_is_light():
     code = (
         "import sys, torch_rnn; "
-        "assert torch_rnn.__all__ == ['RNN', 'NumpyRNN', 'recurrence'], torch_rnn.__all__; "
+        "assert torch_rnn.__all__ == ['RNN', 'NumpyRNN', 'compat', 'recurrence'], torch_rnn.__all__; "
         "assert callable(torch_rnn.recurrence); "
         "heavy = {'lightning', 'torchtext', 'matplotlib', 'rich', 'jsonargparse'} & set(sys.modules); "
         "assert not heavy, heavy"

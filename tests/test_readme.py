@@ -37,7 +37,7 @@ def test_every_file_that_it_names_exists():
 
 def test_every_test_that_it_names_exists():
     named = set(re.findall(r"`(test_\w+)`", README))
-    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 15
     assert not [name for name in named if f"def {name}(" not in written]
 
@@ -47,4 +47,4 @@ def test_the_equation_is_its_title_and_that_of_the_reference_and_of_every_backen
     assert equation in README[:200]
     assert equation in (ROOT / "torch_rnn/reference.py").read_text(encoding="utf-8")[:200]
     for backend in ("eager", "bptt", "cpu", "triton_backend", "scan"):
-        assert equation in (ROOT / f"torch_rnn/recurrence/{backend}.py").read_text(encoding="utf-8")[:300]
+        assert equation in (ROOT / f"torch_rnn/ops/{backend}.py").read_text(encoding="utf-8")[:300]

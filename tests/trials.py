@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from torch_rnn import cli
-from torch_rnn.checkpoint import FOLDER, LAST, Checkpoints, read_checkpoint
+from torch_rnn.training import cli
+from torch_rnn.training.checkpoint import FOLDER, LAST, Checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT, CONFIG = ROOT / "scripts" / "train_imdb.py", ROOT / "configs" / "quickstart.yaml"
@@ -245,7 +245,7 @@ def bad_input(work: Path, tries: int) -> Found:
 
 def cost(work: Path, tries: int) -> Found:
     """The time that checks and seeding take of a training step, inside a real run."""
-    recurrence, loss = (sys.modules[f"torch_rnn.{name}"] for name in ("recurrence", "loss"))
+    recurrence, loss = (sys.modules[f"torch_rnn.{name}"] for name in ("ops", "losses"))
     spent = {}
 
     def timed(owner: object, name: str) -> None:

@@ -1,0 +1,87 @@
+"""The cache: made once, by one of many, verified, made again where it is damaged."""
+
+import multiprocessing
+import time
+
+import pytest
+
+from torch_rnn.data.cache import cached
+from torch_rnn.errors import RunError
+
+
+def make(folder, work):
+    with open(folder.parent / "made", "a") as file:
+        file.write("x")
+    time.sleep(0.2)
+    (folder / "array").write_bytes(bytes(100))
+
+
+def open_it(parent, made_from=1):
+    return cached(parent, "tokens", {"n": made_from}, make)
+
+
+def times_made(parent):
+    return len((parent / "made").read_text())
+
+
+def test_made_once_for_each_recipe(tmp_path):
+    folder = open_it(tmp_path)
+    assert (folder / "array").read_bytes() == bytes(100)
+    assert open_it(tmp_path) == folder
+    assert times_made(tmp_path) == 1
+    assert open_it(tmp_path, made_from=2) != folder
+    assert times_made(tmp_path) == 2
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_damage_is_seen_and_mended(tmp_path, damage, caplog):
+    folder = open_it(tmp_path)
+    array = folder / "array"
+    if damage == "flip":
+        array.write_bytes(bytes(50) + b"\x01" + bytes(49))
+    elif damage == "truncate":
+        array.write_bytes(bytes(99))
+    elif damage == "delete":
+        array.unlink()
+    else:
+        (folder / "manifest.json").write_text("{")
+    assert (open_it(tmp_path) / "array").read_bytes() == bytes(100)
+    assert times_made(tmp_path) == 2
+    assert ("manifest.json" if damage == "manifest" else "array") in caplog.text
+
+
+def test_what_a_killed_start_left_is_no_cache(tmp_path):
+    folder = open_it(tmp_path)
+    folder.rename(f"{folder}.part")
+    open_it(tmp_path)
+    assert times_made(tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [folder.name]
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def fail(folder, work):
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(RunError, match="disk full"):
+        cached(tmp_path, "tokens", {}, fail)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_many_starts_at_once_make_it_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=open_it, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert times_made(tmp_path) == 1
+
+
+@pytest.mark.bad_input
+def test_a_place_that_cannot_be_written_is_one_error_that_names_the_fix(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot be written to .*--data\.cache"):
+        open_it(tmp_path / "file")

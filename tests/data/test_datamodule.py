@@ -1,0 +1,58 @@
+"""What the data modules share: values are checked once, before any batch is made of them."""
+
+import numpy as np
+import pytest
+
+from torch_rnn.data.batches import Ragged
+from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.errors import RunError
+from torch_rnn.nn.module import RNN
+
+
+class Data(SequenceData):
+    name, input_size, classes = "made", 3, ("a", "b")
+
+    def __init__(self):
+        super().__init__(batch_size=2, seed=0)
+
+
+def ragged(ids):
+    return Ragged(np.array(ids), np.array([0, len(ids)]), np.array([0]), maxlen=9, max_features=3)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("sequences", "labels", "message"),
+    [
+        ([np.array([0, 3])], [0], r"the test data: x has ids in 0\.\.3; they must be in 0\.\.2"),
+        ([np.array([[0.0, np.nan, 1.0]])], [0], "the test data: x has NaN"),
+        ([np.array([0])], [2], r"the test data: labels are in 2\.\.2; they must be in 0\.\.1"),
+        ([np.array([0])], [0.5], r"the test data: labels are torch\.float64"),
+        (ragged([1, -1]), [0], r"the test data: x has ids in -1\.\.-1; they must be at least 0"),
+    ],
+)
+def test_bad_values_are_refused(sequences, labels, message):
+    with pytest.raises(RunError, match=message):
+        Data().hold("test", sequences, labels)
+
+
+def test_good_values_are_held():
+    data = Data()
+    data.hold("train", [np.array([0, 2]), np.array([], dtype=int)], [0, 1])
+    data.hold("test", ragged([0, 99]), [1])
+    (batch,) = data.train_dataloader()
+    assert sorted(batch.x.tolist()) == [[0, 0], [0, 2]]
+    assert sorted(batch.lengths.tolist()) == [0, 2]
+    assert next(iter(data.test_dataloader())).x.tolist() == [[0, 0]]
+
+
+@pytest.mark.bad_input
+def test_the_rnn_must_suit_the_labels():
+    Data().suit(RNN(3, 2, 1))
+    Data().suit(RNN(3, 2, 2, readout="max"))
+    for rnn, message in (
+        (RNN(3, 2, 3), "output_size is 3; 2 classes need 1 or 2"),
+        (RNN(3, 2, 1, readout="every"), "readout is every; the labels of made need last, mean or max"),
+    ):
+        with pytest.raises(RunError, match=message):
+            Data().suit(rnn)

@@ -1,0 +1,73 @@
+"""The download, against a server on this machine that does everything wrong."""
+
+import hashlib
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from torch_rnn.data.download import download
+from torch_rnn.errors import RunError
+
+GOOD = bytes(range(256)) * 100
+ANSWERS = {
+    "/good": (200, len(GOOD), GOOD),
+    "/missing": (404, 9, b"not found"),
+    "/broken": (500, 0, b""),
+    "/short": (200, len(GOOD) - 1, GOOD[:-1]),
+    "/cut": (200, len(GOOD), GOOD[:1000]),
+    "/long": (200, len(GOOD) + 1, GOOD + b"x"),
+    "/other": (200, len(GOOD), GOOD[::-1]),
+    "/slow": (200, len(GOOD), b"slow"),
+    "/html": (200, 20, b"<html>sorry</html>  "),
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        status, length, body = ANSWERS[self.path]
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+        if self.path == "/slow":
+            time.sleep(1)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(url, path):
+    download(url, path, len(GOOD), hashlib.sha256(GOOD).hexdigest())
+
+
+def test_a_good_file_arrives(server, tmp_path):
+    fetch(f"{server}/good", tmp_path / "new" / "file")
+    assert (tmp_path / "new" / "file").read_bytes() == GOOD
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("path", [path for path in ANSWERS if path != "/good"])
+def test_anything_else_is_refused_and_leaves_nothing(server, tmp_path, path, monkeypatch):
+    monkeypatch.setattr("torch_rnn.data.download.TIMEOUT", 0.3)
+    with pytest.raises(RunError, match=f"{server}{path}"):
+        fetch(f"{server}{path}", tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    fetch(f"{server}/good", tmp_path / "file")
+
+
+@pytest.mark.bad_input
+def test_no_server_is_one_clear_error(tmp_path):
+    with pytest.raises(RunError, match=r"cannot be read: .*refused"):
+        fetch("http://127.0.0.1:9/file", tmp_path / "file")

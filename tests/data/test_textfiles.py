@@ -1,0 +1,118 @@
+"""A user's own texts, from the files to a prediction: the same run whatever their format."""
+
+import json
+
+import pytest
+from test_documents import write_folder, write_lines, write_table
+from trials import ROOT, differences, stopped_at
+
+from torch_rnn import RNN
+from torch_rnn.data.grammar import corpus
+from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.nn.weights import load_weights
+from torch_rnn.training.cli import main
+
+WRITE = {".csv": write_table, ".jsonl": write_lines, "": write_folder}
+
+
+def rows(n, seed, classes):
+    texts, labels = corpus(n, seed)
+    return [
+        (f"{text} {i}", classes[(label + i % 2) % len(classes)])
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module", params=list(WRITE))
+def files(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for split, n in (("train", 200), ("test", 40)):
+        WRITE[request.param](folder / f"{split}{request.param}", rows(n, n, ("bad", "fair", "good")))
+    return folder / f"train{request.param}", folder / f"test{request.param}"
+
+
+def train(files, folder, *more):
+    given = [f"--data.train={files[0]}", f"--data.test={files[1]}", f"--data.cache={folder.parent / 'cache'}"]
+    given += [
+        "--trainer.max_epochs=2",
+        "--trainer.log_every_n_steps=1",
+        f"--trainer.default_root_dir={folder}",
+    ]
+    return main(ROOT / "configs" / "text.yaml", [*given, "--trainer.enable_progress_bar=false", *more])
+
+
+def test_a_run_of_three_classes_leaves_what_predicts_them(files, tmp_path):
+    assert train(files, tmp_path / "run") == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["dataset"] == "text"
+    assert (found["test"]["n"], found["validation"]["n"]) == (40, 20)
+    rnn, (_, about) = (
+        RNN.load(tmp_path / "run" / "model.safetensors"),
+        load_weights(tmp_path / "run" / "model.safetensors"),
+    )
+    assert rnn.output_size == 3
+    assert about["classes"] == ["bad", "fair", "good"]
+    assert "wonderful" in about["text"]["vocabulary"]
+
+
+def test_it_resumes_to_the_same_bits(files, tmp_path):
+    assert train(files, tmp_path / "undisturbed") == 0
+    with stopped_at(3):
+        assert train(files, tmp_path / "run") == 143
+    assert train(files, tmp_path / "run", "--resume=auto") == 0
+    assert differences(tmp_path / "run", tmp_path / "undisturbed") == []
+
+
+def test_the_format_makes_no_difference(tmp_path):
+    found = []
+    for kind in (".csv", ".jsonl"):
+        for split, n in (("train", 50), ("test", 10)):
+            WRITE[kind](tmp_path / f"{split}{kind}", rows(n, n, ("a", "b")))
+        data = TextFiles(f"{tmp_path}/train{kind}", f"{tmp_path}/test{kind}", cache=f"{tmp_path}/cache")
+        data.setup()
+        assert (data.classes, data.n_classes) == (("a", "b"), 2)
+        found.append(data.fingerprint())
+    assert found[0] == found[1]
+
+
+def test_equal_texts_are_on_one_side_of_the_split(tmp_path):
+    for split in ("train", "test"):
+        write_table(tmp_path / f"{split}.csv", [(f"text {i % 10}", str(i % 2)) for i in range(100)])
+    data = TextFiles(
+        f"{tmp_path}/train.csv", f"{tmp_path}/test.csv", cache=f"{tmp_path}/cache", validation=0.25
+    )
+    data.setup()
+    texts = [{tuple(of) for of in data.splits[split][0]} for split in ("train", "validation")]
+    assert not texts[0] & texts[1]
+    assert len(data.splits["validation"][1]) == 30
+
+
+BOTH = [("x", "a"), ("y", "b")]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("train_rows", "test_rows", "more", "message"),
+    [
+        (BOTH, [("x", "c")], [], "the test data have the label 'c', which the train data lack"),
+        ([("x", "a"), ("y", "a")], [("x", "a")], [], "the train data have one label only ('a')"),
+        (BOTH, BOTH, ["--data.text_column=review"], "and no review; name yours with"),
+        (BOTH, BOTH, ["--model.output_size=3"], "output_size is 3; 2 classes need 1 or 2"),
+        ([("x", "a"), ("x", "b")], BOTH, [], "validation is 0.1; that leaves nothing of these data"),
+        (BOTH, [], [], "the test data hold no document"),
+    ],
+)
+def test_files_that_cannot_be_learnt_from_are_one_sentence(
+    tmp_path, capsys, train_rows, test_rows, more, message
+):
+    files = tmp_path / "train.csv", tmp_path / "test.csv"
+    for path, found in zip(files, (train_rows, test_rows), strict=True):
+        write_table(path, found)
+    try:
+        status = train(files, tmp_path / "run", *more)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,272 @@
+"""Tokens: the same whatever the chunks and the processes, in little memory, and resumed after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from file_trials import fork
+
+from torch_rnn.data import tokens
+from torch_rnn.data.batches import Draw, Loader, Ragged, Sequences, Shard, SimilarLength
+from torch_rnn.data.documents import Document, Listed
+from torch_rnn.data.grammar import corpus
+from torch_rnn.data.text import Vocabulary, tokenize
+from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.data.tokens import hold_out, read_tokens, write_tokens
+from torch_rnn.errors import RunError
+
+FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens.ARRAYS}
+
+
+def made(n, seed):
+    texts, labels = corpus(n, seed)
+    return Listed([Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)])
+
+
+def written(folder, splits):
+    folder.mkdir()
+    write_tokens(splits, folder, folder.with_suffix(".work"))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_written_is_what_was_said(tmp_path):
+    train, test = made(50, 0), made(20, 1)
+    assert written(tmp_path / "out", {"train": train, "test": test}).keys() == FILES | {
+        "words.json",
+        "classes.json",
+    }
+    words = json.loads((tmp_path / "out" / "words.json").read_text())
+    assert words == Vocabulary.build(Counter(w for of in train.found for w in tokenize(of.text))).words
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
+    for split, source in (("train", train), ("test", test)):
+        found = read_tokens(tmp_path / "out", split)
+        assert len(found.labels) == len(source.found)
+        for i, document in enumerate(source.found):
+            ids = found.ids[found.offsets[i] : found.offsets[i + 1]]
+            assert ids.tolist() == Vocabulary(words).encode(tokenize(document.text)).tolist()
+            assert "ab"[found.labels[i]] == document.label
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_chunks_and_processes_make_no_difference(tmp_path, monkeypatch, cores):
+    splits = {"train": made(300, 0), "test": made(40, 1)}
+    whole = written(tmp_path / "whole", splits)
+    monkeypatch.setattr(tokens, "CHUNK", 2000)
+    monkeypatch.setattr(tokens, "_cores", lambda: cores)
+    assert written(tmp_path / "chunks", splits) == whole
+    assert len(list((tmp_path / "chunks.work").iterdir())) > 10
+
+
+def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK", 2000)
+    splits = {"train": made(300, 0), "test": made(40, 1)}
+    whole = written(tmp_path / "a", splits)
+    work = tmp_path / "b.work"
+    (tmp_path / "a.work").rename(work)
+    gone, broken = work / "train-000003.npz", work / "train-000005.npz"
+    gone.unlink()
+    broken.write_bytes(broken.read_bytes()[:-20])
+    made_again, plain = [], tokens._tokenized
+    monkeypatch.setattr(tokens, "_cores", lambda: 1)
+    monkeypatch.setattr(
+        tokens, "_tokenized", lambda path, *rest: (made_again.append(path), plain(path, *rest))
+    )
+    assert written(tmp_path / "b", splits) == whole
+    assert made_again == [gone, broken]
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from torch_rnn.data import tokens
+from torch_rnn.data.textfiles import TextFiles
+tokens.CHUNK = 1 << 16
+TextFiles(sys.argv[1], sys.argv[2], cache=sys.argv[3]).prepare_data()
+"""
+
+
+def prepare(folder, cache):
+    files = [str(folder / "train.jsonl"), str(folder / "test.jsonl"), str(folder / cache)]
+    return subprocess.Popen([sys.executable, "-c", PREPARE, *files], stdout=subprocess.DEVNULL)
+
+
+def contents(folder):
+    (found,) = [path for path in folder.iterdir() if path.is_dir()]
+    return {path.name: path.read_bytes() for path in found.iterdir()}
+
+
+def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    for split, n in (("train", 20000), ("test", 200)):
+        lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).found]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    process = prepare(tmp_path, "cache")
+    while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in chunks}
+    again = prepare(tmp_path, "cache")
+    while again.poll() is None:  # none of the chunks that were there is written again
+        for path, written_at in kept.items():
+            if path.exists():
+                assert path.stat().st_mtime_ns == written_at
+        time.sleep(0.01)
+    assert again.returncode == 0
+    monkeypatch.setattr(tokens, "CHUNK", 1 << 18)
+    files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
+    TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
+    assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {"", ".lock"}
+
+
+def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
+    child = fork()
+    if child == 0:
+        tokens._cores = lambda: 2
+        with tokens._workers(1 << 40) as submit:
+            submit(Path(tmp_path / "pid").write_text, "x").result()
+            submit(time.sleep, 60)
+            time.sleep(60)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.01)
+    workers = Path(f"/proc/{child}/task/{child}/children")
+    if not workers.exists():
+        os.kill(child, signal.SIGKILL)
+        pytest.skip("this kernel does not list the children of a process")
+    found = workers.read_text().split()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in found):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert found
+
+
+def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "WORDS", 10)
+    monkeypatch.setattr(tokens, "CHUNK", 100)
+    often = " ".join(f"often{i}" for i in range(9))
+    rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
+    written(tmp_path / "out", {"train": Listed(rows), "test": Listed(rows)})
+    words = json.loads((tmp_path / "out" / "words.json").read_text())
+    assert set(words) == {"<unk>", *often.split()}
+
+
+def test_whole_groups_are_held_out_whatever_the_order():
+    keys = np.array([tokens.key_of(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
+    learnt, held_out = hold_out(keys, 0.1)
+    assert sorted([*learnt, *held_out]) == list(range(400))
+    assert not set(keys[learnt]) & set(keys[held_out])
+    assert len(held_out) == 40
+    shuffled = np.random.default_rng(0).permutation(keys)
+    assert set(shuffled[hold_out(shuffled, 0.1)[1]]) == set(keys[held_out])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("aab", "abc", "the test data have the label 'c', which the train data lack; they have 'a', 'b'"),
+        ("aaa", "a", r"the train data have one label only \('a'\); there must be two or more"),
+        ("ab", "", "the test data hold no document"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message):
+    splits = {
+        split: Listed([Document("x", label, "x") for label in labels])
+        for split, labels in (("train", train), ("test", test))
+    }
+    with pytest.raises(RunError, match=message):
+        written(tmp_path / "out", splits)
+
+
+def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
+    rows = Listed([Document("x", str(label), "x") for label in (10, 9, -1)])
+    written(tmp_path / "out", {"train": rows, "test": rows})
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["-1", "9", "10"]
+    assert read_tokens(tmp_path / "out", "train").labels.tolist() == [2, 1, 0]
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from torch_rnn.data import tokens
+from torch_rnn.data.textfiles import TextFiles
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def prepared(name):
+    TextFiles(f"{sys.argv[1]}/{name}.csv", f"{sys.argv[1]}/few.csv", cache=sys.argv[1]).prepare_data()
+
+peak, plain = 0, tokens._chunk
+def watched(*args):
+    global peak
+    peak = max(peak, resident())
+    return plain(*args)
+
+tokens.CHUNK, tokens._chunk = 1 << 19, watched
+prepared("few")
+before, peak = resident(), 0
+prepared("many")
+print(max(peak, resident()) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_texts_are_not_held_in_memory(tmp_path):
+    text = " ".join(f"word{i % 977}" for i in range(2000))
+    for name, n in (("few", 2), ("many", 2000)):
+        with open(tmp_path / f"{name}.csv", "w") as file:
+            file.write("text,label\n")
+            for i in range(n):
+                file.write(f"{i} {text},{i % 2}\n")
+    run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True)
+    assert int(run.stdout.splitlines()[-1]) < (tmp_path / "many.csv").stat().st_size / 2
+
+
+def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    n, T = 20_000, 1000
+    np.save(tmp_path / "train_ids.npy", np.tile(np.arange(T, dtype=np.int32), n))  # 80 MB
+    np.save(tmp_path / "train_offsets.npy", np.arange(n + 1) * T)
+    for name in ("labels", "keys"):
+        np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
+    monkeypatch.setattr(tokens, "RESIDENT", 1 << 22)
+    found = read_tokens(tmp_path, "train")
+    ragged = Ragged(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
+    loader = Loader(Sequences(ragged, found.labels, 0.5), SimilarLength(ragged.lengths, 64, 0, shuffle=True))
+    before, most = resident(), 0
+    assert found.ids.min(initial=0) == 0
+    for batch in loader:
+        assert (batch.x.diff() > 0).sum() == batch.lengths.sum() - len(batch.lengths)
+        assert int(batch.x[0, 0]) >= 10
+        most = max(most, resident() - before)
+    assert most < 40e6
+
+
+def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
+    written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
+    draw, found = Draw((1, 0, 0), np.array([5, 3, 99, 7])), []
+    for resident in (1 << 28, 0):
+        monkeypatch.setattr(tokens, "RESIDENT", resident or 16)
+        of = read_tokens(tmp_path / "out", "train")
+        assert isinstance(of.ids, np.ndarray) == bool(resident)
+        ragged = Ragged(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
+        found.append([Sequences(ragged, of.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
+        assert of.ids.min(initial=9) == 1
+    for a, b in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))

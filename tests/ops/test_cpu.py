@@ -1,0 +1,227 @@
+"""The fused CPU kernels: every instruction set, edges of tiles and vectors, threads, forks, seeded faults."""
+
+import ctypes
+import importlib
+import multiprocessing
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from ladder import SHAPES, Shape, rung_3, states_and_gradients
+
+from torch_rnn.ops import recurrence, which
+from torch_rnn.ops.cpu import INSTRUCTIONS
+
+cpu = importlib.import_module("torch_rnn.ops.cpu")
+SOURCES = Path(cpu.__file__).parent
+pytestmark = pytest.mark.skipif(cpu.library() is None, reason="the kernels were not built: no C compiler")
+
+EDGES = [
+    Shape(B, T=5, D=4, H=H, ids=ids, lengths=lengths)
+    for B, H, lengths in (
+        (1, 31, None),
+        (7, 33, (5, 5, 4, 1, 0, 2, 3)),
+        (8, 64, (0,) * 7 + (5,)),
+        (9, 65, (1, 2, 3, 4, 5, 0, 5, 4, 3)),
+        (17, 7, None),
+        (40, 16, tuple(range(6)) * 6 + (5, 5, 0, 1)),
+    )
+    for ids in (True, False)
+]
+MANY_WORDS = Shape(19, 12, 500, 20, ids=True, lengths=(*range(13), 12, 3, 3, 5, 9, 1))
+"""More ids than steps: each thread adds up its share of dxw, not a table of its own."""
+LONG = Shape(19, 90, 50, 40, ids=True, lengths=(*range(1, 91, 5), 90))
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def instructions(request, monkeypatch):
+    """Each instruction set that this processor has, in turn."""
+    number = INSTRUCTIONS.index(request.param)
+    if number < cpu.instructions():
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setattr(cpu, "instructions", lambda: number)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EDGES, MANY_WORDS, LONG], ids=str)
+def test_every_instruction_set_agrees_with_eager(instructions, shape, dtype):
+    rung_3("cpu", shape, dtype)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "linear"])
+def test_every_instruction_set_has_every_nonlinearity(instructions, nonlinearity):
+    rung_3("cpu", LONG._replace(T=20, lengths=None), torch.float32, nonlinearity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh_is_right_to_a_few_units_and_never_beyond_1(instructions, dtype):
+    a = torch.cat(
+        [torch.linspace(-25, 25, 200_001), torch.logspace(-30, 0, 10_000), torch.tensor([0.0, 1e30])]
+    )
+    a = a.to(dtype)[:, None, None]
+    zero = torch.zeros(1, 1, dtype=dtype)
+    h = recurrence(a, zero + 1, zero[0], zero, backend="cpu")
+    error = (h.double() - a.double().tanh()).abs() / a.double().tanh().abs().clamp(min=1e-300)
+    assert error.max() < 4 * torch.finfo(dtype).eps
+    assert h.abs().max() <= 1
+    assert recurrence(zero[None] * 0, zero + 1, zero[0], zero, backend="cpu").item() == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_any_number_of_threads_agrees_and_repeats_to_the_bit(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rung_3("cpu", LONG, torch.float32)
+        first, second = (states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu") for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_tile_is_the_same_whoever_else_is_in_the_batch():
+    x, W, bh, Whh = torch.randint(9, (24, 30)), torch.randn(12, 9), torch.randn(12), torch.randn(12, 12) / 4
+    whole = recurrence(x, W, bh, Whh, backend="cpu")
+    assert torch.equal(whole[8:16], recurrence(x[8:16], W, bh, Whh, backend="cpu"))
+    assert torch.equal(whole[3:4], recurrence(x[3:4], W, bh, Whh, backend="cpu"))
+
+
+def test_many_python_threads_at_once():
+    want = states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu")
+    found = []
+
+    def work():
+        for _ in range(5):
+            found.append(states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert all(torch.equal(got[name], want[name]) for got in found for name in want)
+
+
+def _climb_in_child():
+    rung_3("cpu", LONG._replace(T=20, lengths=None), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_after_a_fork():
+    _climb_in_child()
+    torch.randn(300, 300).mm(torch.randn(300, 300))  # PyTorch's own threads are up, and gone in the child
+    child = multiprocessing.get_context("fork").Process(target=_one_pass_without_torch_threads)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def _one_pass_without_torch_threads():
+    torch.set_num_threads(1)  # as torch's own data loader does after a fork
+    cpu.torch.get_num_threads = lambda: 4  # while ours are more
+    _climb_in_child()
+
+
+def test_opcheck():
+    weights = [torch.randn(*s, requires_grad=True) for s in ((9, 5), (5,), (5, 5), (3, 5))]
+    ids, lengths = torch.randint(9, (3, 7)), torch.tensor([7, 0, 3])
+    columns, bh, Whh, h0 = weights
+    xw = torch.randn(3, 7, 5, requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for inputs in (
+        (None, ids, columns, bh, Whh, h0, lengths, "tanh"),
+        (xw, None, None, None, Whh, h0, None, "relu"),
+    ):
+        torch.library.opcheck(torch.ops.torch_rnn.cpu_forward, inputs, test_utils=tests)
+
+
+def test_the_kernels_refuse_what_would_lead_them_out_of_memory():
+    """`recurrence` has checked before; under torch.compile, or called by itself, the operation has not."""
+    columns, bh, Whh, h0 = torch.randn(9, 5), torch.zeros(5), torch.zeros(5, 5), torch.zeros(3, 5)
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    for bad_ids, lengths, message in (
+        (ids + 9, None, r"x has ids at real steps that are not in 0\.\.8"),
+        (ids - 1, None, "x has ids"),
+        (ids, torch.tensor([7, 8, 0]), r"lengths are not all in 0\.\.7"),
+        (ids, torch.tensor([7, -1, 0]), "lengths are not all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.torch_rnn.cpu_forward(None, bad_ids, columns, bh, Whh, h0, lengths, "tanh")
+    h, _ = torch.ops.torch_rnn.cpu_forward(
+        None, ids + 9, columns, bh, Whh, h0, torch.tensor([0, 0, 0]), "tanh"
+    )
+    assert not h.any()
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(cpu, "Recurrence", type("Recurrence", (ctypes.Structure,), {"_fields_": []}))
+    cpu.library.cache_clear()
+    try:
+        assert cpu.library() is None
+        assert "is of another version" in caplog.text
+    finally:
+        cpu.library.cache_clear()
+
+
+def test_without_the_library_bptt_serves_and_one_warning_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(cpu.importlib.machinery, "EXTENSION_SUFFIXES", [".missing"])
+    cpu.library.cache_clear()
+    try:
+        assert which("auto") == which("auto") == "bptt"
+        with pytest.raises(ValueError, match="backend is 'cpu', which was not built here"):
+            which("cpu")
+        assert caplog.text.count("the fused CPU backend was not built") == 1
+    finally:
+        cpu.library.cache_clear()
+        monkeypatch.undo()
+    assert which("auto") == "cpu"
+
+
+def test_it_is_for_the_cpu_alone():
+    with pytest.raises(ValueError, match="backend is 'cpu'; on cuda it must be one of auto, eager, bptt"):
+        which("cpu", "cuda")
+
+
+FAULTS = [
+    ("transposed ? W[j * H + k] : W[k * H + j]", "transposed ? W[k * H + j] : W[j * H + k]"),
+    ("(const REAL *)r->h0 + row[i] * H", "(const REAL *)r->h0 + i * H"),
+    ("for (int64_t i = live; i < n; i++) memcpy(next", "for (int64_t i = n; i < n; i++) memcpy(next"),
+    ("sum[i][v] += in[i * stride + k] * w[v]", "sum[i][v] = in[i * stride + k] * w[v]"),
+    ("if (r->ids) NAME(add)(bias, r->bh, NULL, H);", ""),
+    ("t = length_of(r, row[i]); t < T; t++) NAME(add)(h", "t = T; t < T; t++) NAME(add)(h"),
+    ("t ? h + (step - 1) * H : h0 + row[i] * H", "h + (t ? step - 1 : step) * H"),
+    ("h + (row[live] * T + t) * H", "h + row[live] * T * H"),
+    ("if (++held == steps || t == 0)", "if (++held == steps)"),
+    ("if (first <= ids[t] && ids[t] < end)", "if (ids[t] < end)"),
+    ("table + r->ids[step] * H;", "table + r->ids[step - (t > 0)] * H;"),
+    ("return one - h * h;", "return one - h;"),
+    ("sum += *(V *)(da", "sum = *(V *)(da"),
+    ("carried, carried, dh + (row[i] * T + t) * H", "carried, carried, dh + row[i] * T * H"),
+    ("for (int64_t i = 1; i < n; i++) NAME(add)(y", "for (int64_t i = 2; i < n; i++) NAME(add)(y"),
+]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the faulty kernels with")
+@pytest.mark.parametrize(("right", "wrong"), FAULTS, ids=range(len(FAULTS)))
+def test_rung_3_catches(monkeypatch, tmp_path, right, wrong):
+    """Each is one wrong line in a copy of the kernels, which the ladder must see."""
+    for name in ("cpu.c", "cpu.h", "cpu_kernel.h"):
+        shutil.copy(SOURCES / name, tmp_path)
+    source = (tmp_path / "cpu_kernel.h").read_text()
+    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in cpu_kernel.h"
+    (tmp_path / "cpu_kernel.h").write_text(source.replace(right, wrong))
+    command = ["cc", "-O1", "-std=gnu11", "-w", "-fPIC", "-shared", "-pthread", "cpu.c", "-o", "faulty.so"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    faulty = ctypes.CDLL(str(tmp_path / "faulty.so"))
+    monkeypatch.setattr(cpu, "library", lambda: faulty)
+    caught = 0
+    for shape in (LONG, MANY_WORDS, EDGES[6], EDGES[7]):
+        try:
+            rung_3("cpu", shape, torch.float64)
+        except AssertionError:
+            caught += 1
+    assert caught > 0

@@ -1,0 +1,276 @@
+"""What autograd's users ask for on every backend: torch.func, forward mode, compilation, recomputation."""
+
+import gc
+import logging
+import sys
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from functorch.compile import make_boxed_func
+from ladder import skip_unless_it_runs
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+
+from torch_rnn import RNN, recurrence
+from torch_rnn.losses import cross_entropy
+from torch_rnn.ops import available
+
+pytestmark = [  # PyTorch's own, in jvp
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
+B, T, D, H = 3, 6, 5, 4
+LENGTHS = torch.tensor([6, 2, 4])
+BACKENDS = available("cpu")
+ids = torch.tensor([[0, 4, 1, 1, 3, 2], [2, 2, -9, 7, 0, 0], [3, 1, 0, 4, 0, 0]])
+
+
+def made(backend, **settings):
+    torch.manual_seed(0)
+    return RNN(D, H, 2, backend=backend, dtype=torch.float64, **settings)
+
+
+def floats():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(B, T, D, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_ids", [True, False])
+def test_per_sample_gradients(backend, is_ids):
+    rnn, x, labels = (
+        made(backend, num_layers=2, bidirectional=True),
+        ids if is_ids else floats(),
+        torch.tensor([0, 1, 1]),
+    )
+    parameters = dict(rnn.named_parameters())
+
+    def loss(parameters, x, length, label):
+        logits = functional_call(rnn, parameters, (x[None], length[None]))
+        return cross_entropy(logits, label[None]).sum()
+
+    got = vmap(grad(loss), (None, 0, 0, 0))(parameters, x, LENGTHS, labels)
+    for b in range(B):
+        one = cross_entropy(rnn(x[b : b + 1], LENGTHS[b : b + 1]), labels[b : b + 1]).sum()
+        for name, want in zip(parameters, torch.autograd.grad(one, list(parameters.values())), strict=True):
+            torch.testing.assert_close(got[name][b], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_ensemble_by_vmap_over_weights(backend):
+    members = [RNN(D, H, 2, backend=backend, dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = stack_module_state(members)
+    got = vmap(lambda p, b: functional_call(members[0], (p, b), (ids, LENGTHS)))(parameters, buffers)
+    for member, logits in zip(members, got, strict=True):
+        torch.testing.assert_close(logits, member(ids, LENGTHS), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode_is_never_zero_in_silence(backend):
+    rnn, x = made(backend), floats()
+    direction = torch.randn(B, T, D, dtype=torch.float64)
+
+    def f(x):
+        return rnn(x, LENGTHS)
+
+    step = 1e-6
+    want = (f(x + step * direction) - f(x - step * direction)) / (2 * step)
+    assert want.abs().min() > 1e-3
+    _, got = jvp(f, (x,), (direction,))
+    torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-8)
+    with forward_ad.dual_level():
+        got = forward_ad.unpack_dual(f(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-8)
+    _, got = torch.compile(lambda x, d: jvp(f, (x,), (d,)), backend="eager")(x, direction)
+    torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jacobians_and_hessians(backend):
+    rnn = made(backend)
+    parameters = dict(rnn.named_parameters())
+
+    def f(Whh):
+        return functional_call(rnn, parameters | {"Whh": Whh}, (ids, LENGTHS))
+
+    torch.testing.assert_close(jacfwd(f)(rnn.Whh), jacrev(f)(rnn.Whh), rtol=0, atol=1e-12)
+    got = hessian(lambda W: f(W).sum())(rnn.Whh)
+    want = torch.autograd.functional.hessian(lambda W: f(W).sum(), rnn.Whh)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_the_log_says_once_that_eager_serves(monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["torch_rnn.ops"], "_SAID", set())
+    rnn = made("auto")
+    with caplog.at_level(logging.INFO, logger="torch_rnn"):
+        for _ in range(2):
+            jvp(lambda x: rnn(x), (floats(),), (floats(),))
+    assert caplog.text.count("backend under torch.func and forward-mode differentiation: eager") == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_in_eval(backend):
+    rnn = made(backend, num_layers=2, dropout=0.5).eval()
+    rnn(ids, LENGTHS).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in rnn.parameters())
+    assert rnn.Whh.grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_inputs(backend):
+    rnn, x = made(backend), floats()
+    h0 = torch.randn(H, B, dtype=torch.float64).t()
+    strided = torch.empty(T, D, 2 * B, dtype=torch.float64)[..., ::2].permute(2, 0, 1).copy_(x)
+    assert not strided.is_contiguous()
+    assert torch.equal(rnn(strided, LENGTHS, h0), rnn(x, LENGTHS, h0.contiguous()))
+    assert torch.equal(rnn(ids.t().contiguous().t(), LENGTHS), rnn(ids, LENGTHS))
+    assert torch.equal(rnn(x, torch.stack([LENGTHS, LENGTHS], 1)[:, 0]), rnn(x, LENGTHS))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_ids", [True, False])
+def test_autocast(backend, is_ids):
+    """Forward and back run, and err no more than bfloat16's rounding of the products explains."""
+    rnn = made(backend).float()
+    x = ids if is_ids else floats().float()
+    want = torch.autograd.grad(rnn(x, LENGTHS).sum(), list(rnn.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = rnn(x, LENGTHS).float().sum()
+    for one, other in zip(torch.autograd.grad(loss, list(rnn.parameters())), want, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_in_bfloat16(backend):
+    rnn = made(backend, num_layers=2).float()
+    want = torch.autograd.grad(rnn(floats().float(), LENGTHS).sum(), list(rnn.parameters()))
+    rnn = rnn.bfloat16()
+    logits = rnn(floats().bfloat16(), LENGTHS)
+    assert logits.dtype == torch.bfloat16
+    for one, other in zip(torch.autograd.grad(logits.sum(), list(rnn.parameters())), want, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.05 * float(other.abs().max()))
+    assert RNN(D, H, 2, dtype=torch.bfloat16)(ids, LENGTHS).dtype == torch.bfloat16
+
+
+def graph_sizes(rnn, *given):
+    """Nodes of the graphs that torch.compile(fullgraph=True) makes; what they compute is compared."""
+    sizes = []
+
+    def compiler(graph, example):
+        sizes.append(len(graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        rnn, fullgraph=True, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    )
+    got, want = compiled(*given), rnn(*given)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    parameters = list(rnn.parameters())
+    for one, other in zip(
+        torch.autograd.grad(got.sum(), parameters), torch.autograd.grad(want.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert len(sizes) == 2
+    return sizes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_ids", [True, False])
+def test_compiles_into_one_graph(backend, is_ids):
+    graph_sizes(made(backend), ids.clamp(0, D - 1) if is_ids else floats(), LENGTHS)
+    graph_sizes(
+        made(backend, num_layers=2, bidirectional=True),
+        floats(),
+        LENGTHS,
+        None,
+        LENGTHS[:, None] > torch.arange(T),
+    )
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("eager", "triton")])
+def test_the_graph_does_not_grow_with_time(backend):
+    short, long = (graph_sizes(made(backend), torch.randint(D, (2, steps)), None) for steps in (64, 1024))
+    assert short == long
+
+
+def test_the_graph_does_not_grow_with_time_on_triton():
+    """In the interpreter a few steps must do."""
+    skip_unless_it_runs("triton", "cpu")
+    short, long = (graph_sizes(made("triton"), torch.randint(D, (2, steps)), None) for steps in (4, 16))
+    assert short == long
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recomputation_changes_nothing(backend):
+    x, h0 = floats(), torch.randn(4, B, H, dtype=torch.float64, requires_grad=True)
+    found = []
+    for recompute in (False, True):
+        rnn = made(backend, num_layers=2, bidirectional=True, recompute=recompute, readout="mean")
+        logits = rnn(x, LENGTHS, h0)
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), [*rnn.parameters(), h0])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    empty = recurrence(x[:, :0], rnn.Wxh, rnn.bh, rnn.Whh, recompute=True)
+    assert empty.shape == (B, 0, H)
+
+
+def kept_bytes(rnn: nn.Module, x: torch.Tensor) -> int:
+    """Of all that lives on between forward and backward, without parameters and input."""
+    own, found = {t.untyped_storage().data_ptr() for t in (x, *rnn.parameters())}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    gc.collect()
+    before = {id(thing) for thing in gc.get_objects()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = rnn(x)
+    for thing in gc.get_objects():  # what is kept by Python, as arguments of the recomputation are
+        if id(thing) not in before and isinstance(thing, torch.Tensor) and thing is not y:
+            note(thing)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("backend", ["eager", "bptt", "cpu"])
+def test_with_recomputation_what_is_kept_grows_as_the_square_root_of_time(backend):
+    skip_unless_it_runs(backend, "cpu")
+    short, long = (
+        kept_bytes(made(backend, recompute=True), torch.randn(2, n, D).double()) for n in (100, 1600)
+    )
+    assert 3 < long / short < 5
+    short, long = (kept_bytes(made(backend), torch.randn(2, n, D).double()) for n in (100, 1600))
+    assert 14 < long / short < 18
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("backend", ["eager", "bptt", "triton", "auto"])
+def test_on_cuda_too(backend):
+    """What cuDNN refuses: second derivatives, backward in eval(), vmap(grad); and forward mode."""
+    if backend != "auto":
+        skip_unless_it_runs(backend, "cuda")
+    rnn, x, lengths = made(backend).cuda().eval(), floats().cuda().requires_grad_(), LENGTHS.cuda()
+    plain = made("eager").eval()
+    twin = floats().requires_grad_()
+    found = []
+    for model, given, n in ((rnn, x, lengths), (plain, twin, LENGTHS)):
+        (first,) = torch.autograd.grad(model(given, n).square().sum(), given, create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), [given, model.Whh])
+        parameters = dict(model.named_parameters())
+        each = vmap(
+            grad(lambda p, s, m, model=model: functional_call(model, p, (s[None], m[None])).square().sum()),
+            (None, 0, 0),
+        )(parameters, given.detach(), n)
+        _, tangent = jvp(
+            lambda s, model=model, n=n: model(s, n), (given.detach(),), (torch.ones_like(given),)
+        )
+        found.append([first, *second, *each.values(), tangent])
+    for one, other in zip(*found, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-10)

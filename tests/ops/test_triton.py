@@ -1,0 +1,343 @@
+"""The fused GPU kernels: on a GPU where there is one, else in Triton's interpreter, on tensors of the CPU."""
+
+import contextlib
+import importlib
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from ladder import SHAPES, Shape, rung_3, states_and_gradients
+
+from torch_rnn import RNN
+from torch_rnn.ops import recurrence, which
+from torch_rnn.ops.graphs import in_a_graph
+from torch_rnn.testing import assert_parity, twice_the_error
+
+backend = importlib.import_module("torch_rnn.ops.triton_backend")
+steps = importlib.import_module("torch_rnn.ops.triton_steps")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
+
+TILES = Shape(19, T=6, D=7, H=37, ids=True, lengths=(*range(7), *range(6, -1, -1), 6, 1, 5, 2, 6))
+"""More rows than a program of 16 takes."""
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """As if no multiprocessor could hold any Whh; in chunks of 4, 2 and 1 steps."""
+    monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    monkeypatch.setattr(steps, "CHUNK", 4)
+
+
+@contextlib.contextmanager
+def bf16():
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        yield
+
+
+def rung_3_in_bf16(shape: Shape) -> None:
+    """The error against the float64 truth is at most twice that of eager under autocast, and a floor."""
+    truth = states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
+    with bf16():
+        near = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)
+        got = states_and_gradients("triton", shape, torch.float32, "tanh", DEVICE)
+    for name, want in truth.items():
+        assert_parity(name, got[name], want, torch.float32, twice_the_error(near[name].float(), want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, TILES], ids=str)
+def test_step_by_step_agrees_with_eager(step_by_step, shape, dtype):
+    rung_3("triton", shape, dtype, device=DEVICE)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "linear"])
+def test_step_by_step_has_every_nonlinearity(step_by_step, nonlinearity):
+    rung_3("triton", TILES, torch.float32, nonlinearity, DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh_is_right_to_a_few_units_and_never_beyond_1(step_by_step, dtype):
+    a = torch.cat([torch.linspace(-25, 25, 2001), torch.logspace(-30, 0, 100), torch.tensor([0.0, 1e30])])
+    a = a.to(DEVICE, dtype)[None, None]
+    H = a.shape[2]
+    h = recurrence(a, torch.eye(H).to(a), a.new_zeros(H), a.new_zeros(H, H), backend="triton")
+    want = a.double().tanh()
+    assert ((h.double() - want).abs() / want.abs().clamp(min=1e-300)).max() < 4 * torch.finfo(dtype).eps
+    assert h.abs().max() <= 1
+    assert not h[a == 0].any()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[5], SHAPES[-1], TILES], ids=str)
+def test_bf16_errs_no_more_than_twice_as_eager_does_under_autocast(monkeypatch, shape, fits):
+    if not fits:
+        monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    rung_3_in_bf16(shape)
+
+
+def test_the_precision_of_the_forward_pass_is_that_of_the_backward_pass():
+    def run(forward, backward):
+        g = torch.Generator().manual_seed(0)
+        weights = [torch.randn(s, generator=g).to(DEVICE).requires_grad_() for s in ((5, 3), (5,), (5, 5))]
+        with forward:
+            h = recurrence(torch.tensor([[0, 2, 1, 1]], device=DEVICE), *weights, backend="triton")
+        with backward:
+            return [h, *torch.autograd.grad(h.square().sum(), weights)]
+
+    off = contextlib.nullcontext()
+    rounded, exact = run(bf16(), off), run(off, off)
+    assert all(torch.equal(one, other) for one, other in zip(rounded, run(bf16(), bf16()), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(exact, run(off, bf16()), strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(rounded, exact, strict=True))
+    assert {tensor.dtype for tensor in rounded} == {torch.float32}
+
+
+def test_the_switches_are_pytorchs():
+    device = torch.device(DEVICE)
+    assert backend.precision(torch.float32, device) == "ieee"
+    with bf16():
+        assert backend.precision(torch.float32, device) == "bf16"
+        assert backend.precision(torch.float64, device) == "ieee"
+    for name, precision in (("medium", "bf16"), ("high", "ieee"), ("highest", "ieee")):
+        torch.set_float32_matmul_precision(name)
+        assert backend.precision(torch.float32, device) == precision
+
+
+def test_ids_and_lengths_are_clamped_and_never_lead_out_of_memory():
+    """On a GPU their values are not looked at: what is out of range counts as the nearest that is not."""
+    columns, bh, Whh, h0 = (torch.randn(s, device=DEVICE) for s in ((9, 5), (5,), (5, 5), (3, 5)))
+    ids = torch.tensor([[0, -7, 3, 99], [8, 9, 10**12, 1], [5, 5, 5, 5]], device=DEVICE)
+    lengths = torch.tensor([99, 3, -4], device=DEVICE)
+    found = []
+    for i, n in ((ids, lengths), (ids.clamp(0, 8), lengths.clamp(0, 4))):
+        hs, hT = torch.ops.torch_rnn.triton_forward(None, i, columns, bh, Whh, h0, n, "tanh", "ieee")
+        found.append([hs, hT, torch.ops.torch_rnn.triton_sum_by_id(hs, i, n, 9)])
+    assert torch.equal(found[0][0][:, :2], found[1][0][:, :2])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_weights_need_not_be_dense():
+    x, W = torch.randint(9, (3, 7), device=DEVICE), torch.randn(5, 9, device=DEVICE)
+    Whh = torch.randn(5, 10, device=DEVICE)
+    want = recurrence(x, W, Whh[:, 1].contiguous(), Whh[:, ::2].contiguous(), backend="triton")
+    assert torch.equal(recurrence(x, W, Whh[:, 1], Whh[:, ::2], backend="triton"), want)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "linear"])
+def test_nan_stays_nan(monkeypatch, nonlinearity, fits):
+    if not fits:
+        monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    x, W = torch.randint(9, (2, 3), device=DEVICE), torch.randn(5, 9, device=DEVICE)
+    W[0] = torch.nan
+    h = recurrence(x, W, W[:, 1], torch.eye(5, device=DEVICE), nonlinearity=nonlinearity, backend="triton")
+    assert h[..., 0].isnan().all()
+
+
+def test_ids_without_columns_are_refused():
+    ids, nothing, Whh = torch.zeros(2, 3, dtype=torch.long), torch.zeros(0, 5), torch.zeros(5, 5)
+    given = [ids, nothing, torch.zeros(5), Whh, torch.zeros(2, 5)]
+    given = [tensor.to(DEVICE) for tensor in given]
+    with pytest.raises(ValueError, match="x has ids; Wxh has no columns"):
+        torch.ops.torch_rnn.triton_forward(None, *given, None, "tanh", "ieee")
+
+
+def test_pytorchs_newer_switches_do_not_disturb():
+    code = (
+        "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; import importlib;"
+        "backend = importlib.import_module('torch_rnn.ops.triton_backend');"
+        "assert backend.matmul_precision() in ('high', 'highest'), backend.matmul_precision();"
+        "assert backend.precision(torch.float32, torch.device('cpu')) == 'ieee'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_opcheck():
+    weights = [torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((9, 5), (5,), (5, 5), (3, 5))]
+    ids, lengths = torch.randint(9, (3, 7), device=DEVICE), torch.tensor([7, 0, 3], device=DEVICE)
+    columns, bh, Whh, h0 = weights
+    xw = torch.randn(7, 3, 5, device=DEVICE, requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for given in (
+        (None, ids, columns, bh, Whh, h0, lengths, "tanh", "ieee"),
+        (xw, None, None, None, Whh, h0, None, "relu", "bf16"),
+    ):
+        torch.library.opcheck(torch.ops.torch_rnn.triton_forward, given, test_utils=tests)
+    detached = [xw.detach(), None, xw.detach(), Whh.detach(), h0.detach(), lengths, "tanh", "ieee"]
+    torch.library.opcheck(torch.ops.torch_rnn.triton_backward, detached)
+    torch.library.opcheck(torch.ops.torch_rnn.triton_sum_by_id, (xw.detach(), ids, lengths, 9))
+
+
+def test_what_fits_into_a_multiprocessor(monkeypatch):
+    monkeypatch.setattr(backend, "_shared_memory", lambda device: 227 * 1024)
+    for H, dtype, precision, fits in (
+        (128, torch.float32, "ieee", True),
+        (129, torch.float32, "ieee", False),
+        (128, torch.float64, "ieee", True),
+        (256, torch.float32, "bf16", True),
+        (257, torch.float32, "bf16", False),
+    ):
+        assert backend._fits(torch.empty(H, H, dtype=dtype), precision) == fits
+
+
+def test_auto_takes_the_kernels_only_where_they_are_proven(monkeypatch, caplog):
+    device = torch.device(DEVICE)
+    monkeypatch.setattr(backend, "_PROVEN", {})
+    assert backend.proven(device)
+    with bf16():
+        assert not backend._difference(device)
+    monkeypatch.setattr(backend, "_PROVEN", {})
+    right = backend.sum_by_id
+    monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1.001 * right(*args))
+    assert not backend.proven(device)
+    assert not backend.proven(device)
+    assert caplog.text.count("the Triton kernels are not used") == 1
+    assert "dWxh differs from eager by 1.0e-03 of its largest entry" in caplog.text
+    monkeypatch.setattr(backend, "_PROVEN", {})
+    monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1 / 0)
+    assert not backend.proven(device)
+    assert "division by zero" in caplog.text
+
+
+def test_without_triton_bptt_serves(monkeypatch):
+    monkeypatch.setattr(backend, "kernels", lambda: None)
+    backend.interpreted.cache_clear()
+    try:
+        assert not backend.runs_on(DEVICE)
+        assert not backend.proven(torch.device(DEVICE))
+        with pytest.raises(
+            ValueError, match=f"backend is 'triton'; on {DEVICE} it must be one of auto, eager"
+        ):
+            which("triton", DEVICE)
+    finally:
+        backend.interpreted.cache_clear()
+
+
+COMPILE = """
+import re, subprocess, sys
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from torch_rnn.ops import triton_backend as backend, triton_kernels as kernels
+
+tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+for capability, H, real, precision in (
+    (80, 32, "*fp32", "ieee"), (90, 20, "*fp32", "ieee"), (90, 64, "*fp32", "ieee"),
+    (80, 128, "*fp32", "ieee"), (90, 128, "*fp32", "ieee"), (90, 32, "*fp64", "ieee"),
+    (90, 128, "*fp32", "bf16"), (90, 256, "*fp32", "bf16"),
+):
+    _, sizes = sys.modules["torch_rnn.ops.triton_backend"]._launch(1, H, precision)
+    warps = sizes.pop("num_warps")
+    for kernel, left_out in (
+        (kernels.forward_kernel, ("xw",)),
+        (kernels.forward_kernel, ("ids", "columns", "bh", "lengths")),
+        (kernels.backward_kernel, ("dhs",)),
+        (kernels.backward_kernel, ("dhT", "lengths")),
+    ):
+        constants = {"H": H, "NONLINEARITY": "tanh", **sizes}
+        constants |= dict.fromkeys(left_out)
+        kinds = {"B": "i32", "T": "i32", "D": "i32", "ids": "*i64", "lengths": "*i64"}
+        signature = {n: "constexpr" if n in constants else kinds.get(n, real) for n in kernel.arg_names}
+        target = GPUTarget("cuda", capability, 32)
+        built = triton.compile(ASTSource(kernel, signature, constants), target, {"num_warps": warps})
+        Path(sys.argv[1]).write_bytes(built.asm["cubin"])
+        command = [tools / "cuobjdump", "-res-usage", sys.argv[1]]
+        usage = subprocess.run(command, capture_output=True, text=True)
+        stack = int(re.search(r"STACK:(\\d+)", usage.stdout + usage.stderr)[1])
+        size = 2 if precision == "bf16" else int(real[3:]) // 8
+        room = sizes["P"] ** 2 * size + sys.modules["torch_rnn.ops.triton_backend"].RESERVE
+        print(kernel.__name__, capability, H, real, precision, stack, built.metadata.shared, room)
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    """The interpreter takes what the compiler does not. Hardly a register is spilled, and Whh has room."""
+    command = [sys.executable, "-c", COMPILE, str(tmp_path / "kernel.cubin")]
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 32
+    for *variant, stack, shared, room in lines:
+        assert int(stack) <= 32, f"{variant} spills {stack} bytes"
+        assert int(shared) <= int(room), f"{variant} needs {shared} bytes of shared memory"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
+    """Forward, backward, clipping and fused Adam; replayed on new batches it does what plain steps do."""
+    if not fits:
+        monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    B, T, D = 6, 20, 50
+    batches = [
+        (torch.randint(D, (B, T)), torch.randint(1, T + 1, (B,)), torch.randint(2, (B,)).float())
+        for _ in range(8)
+    ]
+    batches = [tuple(tensor.cuda() for tensor in batch) for batch in batches]
+
+    def made():
+        torch.manual_seed(0)
+        rnn = RNN(D, 40, 1, backend="triton", device="cuda")
+        return rnn, torch.optim.Adam(rnn.parameters(), lr=0.01, fused=True, capturable=True)
+
+    def step(rnn, optimizer, ids, lengths, labels):
+        optimizer.zero_grad(set_to_none=False)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(rnn(ids, lengths)[:, 0], labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rnn.parameters(), 0.05)
+        optimizer.step()
+        return loss
+
+    plain, optimizer = made()
+    want = [step(plain, optimizer, *batch).item() for batch in batches]
+
+    rnn, optimizer = made()
+    held = [tensor.clone() for tensor in batches[0]]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        got = [step(rnn, optimizer, *batch).item() for batch in batches[:3]]
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(rnn, optimizer, *held)
+    for batch in batches[3:]:
+        for place, tensor in zip(held, batch, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        got.append(loss.item())
+    assert got == pytest.approx(want, rel=1e-5)
+    for one, other in zip(rnn.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.cuda
+def test_evaluation_first_does_not_hinder_training(monkeypatch):
+    monkeypatch.setattr(backend, "_fits", lambda *_: False)
+    rnn = RNN(9, 37, 1, backend="triton", device="cuda")
+    x = torch.randint(9, (3, 7), device="cuda")
+    with torch.inference_mode():
+        rnn(x)
+    rnn(x).sum().backward()
+    assert rnn.Whh.grad.isfinite().all()
+
+
+@pytest.mark.cuda
+def test_a_graph_is_captured_once_for_its_shapes_and_replayed_on_new_values():
+    calls = []
+
+    def function(a, b, *, scale):
+        calls.append(1)
+        return (scale * a + b,)
+
+    for shape in ((3, 4), (2, 4)):
+        for _ in range(3):
+            a, b = torch.randn(*shape, device="cuda"), torch.randn(4, device="cuda")
+            (got,) = in_a_graph(function, a, b, scale=2)
+            torch.testing.assert_close(got, 2 * a + b)
+    assert len(calls) == 4  # for each of two shapes, once to warm up and once to capture

@@ -1,0 +1,137 @@
+"""The scripts that are not a training: compare_numpy.py and predict.py."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_rnn import RNN, testing
+from torch_rnn.ops import BACKENDS, available
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of three words: "good" is positive, "bad" negative, and every other word nothing."""
+    rnn = RNN(3, 2, 1, init="seed")
+    with torch.no_grad():
+        rnn.Wxh.copy_(torch.tensor([[0.0, 3.0, -3.0], [0.0, 0.0, 0.0]]))
+        rnn.Whh.zero_().add_(torch.eye(2))
+        rnn.Why.copy_(torch.tensor([[4.0, 0.0]]))
+    text = {"maxlen": 4, "vocabulary": ["<unk>", "good", "bad"]}
+    rnn.save(tmp_path / "model.safetensors", dataset="made", classes=["negative", "positive"], text=text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compare_numpy_finds_every_tensor_in_tolerance(run, tmp_path, capsys, dtype):
+    assert run("compare_numpy", "--steps", 2, "--dtype", dtype, "--json", tmp_path / "found.json") == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    names = ["h", "logits", "loss", "dWxh", "dWhh", "dWhy", "dbh", "dby"]
+    names += [f"{name} after 2 steps" for name in ("Wxh", "Whh", "Why", "bh", "by")]
+    assert set(found["differences"]) == set(available("cpu")) - {"triton"}
+    for rows in found["differences"].values():
+        assert sorted(row["name"] for row in rows) == sorted(names)
+        assert all(row["holds"] and row["relative"] <= row["tolerance"] < 1e-3 for row in rows)
+    assert found["batch"] == {"B": 32, "T": 500, "V": 10000, "H": 32}
+    assert set(found["milliseconds_per_step"]) == {"NumPy"} | set(found["differences"])
+    assert "OUT" not in capsys.readouterr().out
+
+
+def test_compare_numpy_exits_with_1_where_a_row_is_out_of_tolerance(run, monkeypatch, capsys):
+    monkeypatch.setitem(testing.TOLERANCES, torch.float32, 1e-9)
+    assert run("compare_numpy", "--steps", 1) == 1
+    assert "OUT" in capsys.readouterr().out
+
+
+@pytest.mark.bad_input
+def test_compare_numpy_refuses_bad_arguments(run, capsys):
+    for arguments, message in (
+        (["--steps", 0], "--steps is 0; it must be at least 1"),
+        (["--dtype", "float16"], "invalid choice"),
+        (["--json", "missing/file.json"], "missing is not a folder"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run("compare_numpy", *arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_predict_labels_arguments_and_lines(run, model, capsys, monkeypatch):
+    assert run("predict", model, "A GOOD film.", "bad", "good but then it is bad") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["positive", "negative", "negative"]
+    assert all(0.5 <= float(row[1]) <= 1 for row in rows)
+    assert rows[0][2] == "A GOOD film."
+    monkeypatch.setattr(sys, "stdin", io.StringIO("good\n\nbad bad\n"))
+    assert run("predict", model / "model.safetensors") == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "positive", "negative", "negative",
+    ]  # fmt: skip
+
+
+@pytest.mark.bad_input
+def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys):
+    RNN(2, 2, 1).save(tmp_path / "numbers", dataset="addition")
+    (tmp_path / "rubbish").write_text("rubbish")
+    text = {"maxlen": 4, "vocabulary": ["<unk>", "good", "bad"]}
+    RNN(2, 2, 1).save(tmp_path / "other words", classes=["negative", "positive"], text=text)
+    for path, message in (
+        (tmp_path / "missing", "No such file"),
+        (tmp_path / "numbers", "was trained on addition, not on text"),
+        (tmp_path / "rubbish", "is not a weights file"),
+        (tmp_path / "other words", "has 3 words and weights for 2; its vocabulary is another one's"),
+    ):
+        assert run("predict", path, "good") == 2
+        assert message in capsys.readouterr().err
+
+
+SMALL = {
+    "GRIDS": {"cpu": {"small": [(2, 8), (3, 4)]}}, "T": 12, "V": 20, "TIMES": (4, 8),
+    "memory": lambda *args: {"bptt": 2**20}, "keras_is_there": lambda: False,
+}  # fmt: skip
+
+
+def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, "--readme", **SMALL, README=readme) == 0
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(shape["B"], shape["H"]) for shape in found["shapes"]] == [(2, 8), (3, 4)]
+    assert [shape["T"] for shape in found["times"]] == [4, 8]
+    assert all(of["milliseconds"]["launch by launch"]["median"] > 0 for of in found["training_step"])
+    for shape in found["shapes"]:
+        assert {"bptt", "nn.RNN"} <= set(shape["milliseconds"])
+        for timing in shape["milliseconds"].values():
+            for of in (timing["forward"], timing["training"]):
+                assert 0 < of["low"] <= of["median"] <= of["high"]
+    table = (tmp_path / "benchmark.md").read_text()
+    assert "| 2, 8 | " in table
+    assert readme.read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
+    assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_benchmark_refuses_to_time_a_wrong_backend(run, tmp_path, monkeypatch, capsys):
+    right = BACKENDS["bptt"]
+    monkeypatch.setitem(BACKENDS, "bptt", lambda *args: tuple(1.0001 * of for of in right(*args)))
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
+    assert "bptt differs from eager at B = 2, H = 8; not timed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_scaling_counts_speed_and_bytes(run, tmp_path, monkeypatch, capsys):
+    def trained(processes, rows, settings):
+        return {"tokens_per_second": 1000 * processes**0.5, "ms_per_step": 1.0}
+
+    config = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    settings = ["--config", config, "--data.train", "3000", "--data.validation", "10", "--data.test", "10"]
+    assert run("scaling", "--processes", 1, 4, "--rows", 3, *settings, trained=trained, BATCHES=5) == 0
+    printed = capsys.readouterr().out
+    assert "50%" in printed  # 2,000 tokens a second from 4 processes, each of which alone has 1,000
+    script = run.module("scaling")
+    of = script.Batches(part=10, whole=15, columns=128, rest=100, Wxh=12800)
+    assert script.sent(2, of) == {
+        "all gradients": 12900, "columns, gathered": 10 * 132 + 100, "columns, summed": 40 + 15 * 128 + 100,
+    }  # fmt: skip
+    assert set(script.sent(1, of).values()) == {0}

@@ -1,0 +1,109 @@
+"""The LightningModule: losses and metrics over all scored outputs, optimisers, clipping."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
+
+from torch_rnn.data.batches import Batch
+from torch_rnn.losses import cross_entropy
+from torch_rnn.training.classifier import Classifier, cosine
+
+
+def batch(B, readout, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, lengths = torch.randint(9, (B, 6), generator=g), torch.randint(1, 7, (B,), generator=g)
+    return Batch(x, lengths, torch.randint(2, (B, 6) if readout == "every" else (B,), generator=g))
+
+
+class Data(LightningDataModule):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def trainer(tmp_path, **settings):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        **quiet,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("readout", ["last", "mean", "every"])
+@pytest.mark.parametrize("C", [1, 2])
+def test_metrics_weigh_every_scored_output_alike(tmp_path, readout, C):
+    seed_everything(0)
+    model = Classifier(9, 5, C, readout=readout)
+    batches = [batch(8, readout, 0), batch(3, readout, 1)]  # the last one is smaller
+    (found,) = trainer(tmp_path).test(model, Data(batches), verbose=False)
+    losses, hits = [], []
+    for x, lengths, labels, *_ in batches:
+        for row, length, label in zip(x, lengths, labels, strict=True):
+            logits = model.rnn(row[:length])
+            label = label[:length] if readout == "every" else label
+            losses += cross_entropy(logits, label).reshape(-1).tolist()
+            hits += (model.rnn.predict(row[:length]) == label).reshape(-1).tolist()
+    assert found["test/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert found["test/accuracy"] == pytest.approx(sum(hits) / len(hits), rel=1e-6)
+
+
+@pytest.mark.parametrize(("algorithm", "clip"), [("value", 1e-3), ("norm", 1e-3)])
+def test_the_trainer_clips(tmp_path, algorithm, clip):
+    seed_everything(0)
+    model = Classifier(9, 5, 1, optimizer="sgd", learning_rate=1.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    settings = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm}
+    trainer(tmp_path, log_every_n_steps=1, **settings).fit(model, Data([batch(8, "last", 0)]))
+    moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in model.named_parameters()])
+    size = moved.abs().max() if algorithm == "value" else moved.norm()
+    assert float(size) == pytest.approx(clip, rel=1e-3)
+
+
+def test_loss_and_gradient_norm_are_logged_before_clipping(tmp_path):
+    seed_everything(0)
+    model = Classifier(9, 5, 1)
+    data = Data([batch(8, "last", seed) for seed in range(4)])
+    training = trainer(tmp_path, gradient_clip_val=1e-6, log_every_n_steps=1)
+    training.fit(model, data)
+    assert {"train/batch_loss", "train/gradient_norm", "train/loss", "train/accuracy"} <= set(
+        training.logged_metrics | training.callback_metrics
+    )
+    assert training.callback_metrics["train/gradient_norm"] > 1e-3
+
+
+def test_a_batch_without_a_scored_step_adds_nothing(tmp_path):
+    model = Classifier(9, 5, 1, readout="every")
+    x, _, labels, *_ = batch(2, "every", 0)
+    empty = Batch(x, torch.tensor([0, 0]), labels)
+    (found,) = trainer(tmp_path).test(model, Data([batch(2, "every", 1), empty]), verbose=False)
+    (alone,) = trainer(tmp_path).test(model, Data([batch(2, "every", 1)]), verbose=False)
+    assert found == alone
+
+
+def test_cosine_schedule():
+    factors = [cosine(step, 1000) for step in range(1000)]
+    assert 0 < factors[0] < 0.05
+    assert max(factors) == pytest.approx(1, abs=0.02)
+    assert factors.index(max(factors)) in range(45, 55)
+    assert factors[-1] < 1e-4
+    assert factors == sorted(factors[:50]) + sorted(factors[50:], reverse=True)
+
+
+@pytest.mark.bad_input
+def test_refuses_bad_settings():
+    with pytest.raises(ValueError, match="learning_rate is 0; it must be above 0"):
+        Classifier(9, 5, learning_rate=0)
+    with pytest.raises(ValueError, match="optimizer is 'lion'; it must be adam or sgd"):
+        Classifier(9, 5, optimizer="lion")
+    with pytest.raises(ValueError, match="schedule is 'step'; it must be constant or cosine"):
+        Classifier(9, 5, schedule="step")

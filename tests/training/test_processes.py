@@ -1,0 +1,94 @@
+"""Several processes: the same run as one, whatever becomes of them."""
+
+import json
+import sys
+
+import numpy as np
+import process_trials
+import pytest
+import torch
+from process_trials import LONGER, unequal
+from trials import train
+
+from torch_rnn.data.batches import Draw, Ragged, Sequences, Shard
+from torch_rnn.data.grammar import Grammar
+from torch_rnn.losses import cross_entropy
+from torch_rnn.nn.module import RNN
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo's processes are found under /proc")
+
+
+@pytest.mark.parametrize("world", [2, 3, 40])
+@pytest.mark.parametrize("kind", ["ragged", "listed", "every"])
+def test_the_parts_of_a_batch_are_the_batch(world, kind):
+    rng, n = np.random.default_rng(0), 33
+    rows = [rng.integers(1, 9, size=int(length)) for length in rng.integers(0, 7, size=n)]
+    labels = [np.ones(len(row), dtype=int) for row in rows] if kind == "every" else rng.integers(2, size=n)
+    if kind == "ragged":
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+        rows = Ragged(np.concatenate(rows), offsets, np.arange(n), maxlen=5, max_features=8)
+    dropout = 0.0 if kind == "every" else 0.5
+    draw = Draw((1, 2, 3), rng.permutation(n)[:20])
+    whole = Sequences(rows, labels, dropout)[draw]
+    parts = [Sequences(rows, labels, dropout, Shard(rank, world))[draw] for rank in range(world)]
+    assert {(part.scored, part.tokens) for part in parts} == {(whole.scored, whole.tokens)}
+    assert sum(int(part.lengths.sum()) for part in parts) == whole.tokens == int(whole.lengths.sum())
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.lengths, whole.lengths[rank::world])
+        for mine, row, length in zip(part.x, whole.x[rank::world], part.lengths, strict=True):
+            assert torch.equal(mine[:length], row[:length])
+        if kind != "every":
+            assert torch.equal(part.labels, whole.labels[rank::world])
+
+
+@pytest.mark.parametrize("backend", ["eager", "bptt", "auto"])
+@pytest.mark.parametrize("empty", ["no row", "a row without a step"])
+def test_a_part_with_nothing_in_it_gives_every_weight_a_gradient(backend, empty):
+    rows = [np.array([3, 1]), np.array([], dtype=int)]
+    chosen = np.array([0] if empty == "no row" else [0, 1])
+    part = Sequences(rows, np.array([1, 0]), shard=Shard(1, 2))[Draw((0,), chosen)]
+    rnn = RNN(9, 4, 1, backend=backend)
+    cross_entropy(rnn(part.x, part.lengths), part.labels).sum().backward()
+    assert all(parameter.grad is not None for parameter in rnn.parameters())
+    assert not rnn.Wxh.grad.any()
+
+
+def test_without_a_trainer_a_loader_has_everything():
+    data = Grammar(train=50, validation=10, test=10)
+    data.setup()
+    assert sum(len(batch.labels) for batch in data.train_dataloader()) == 50
+
+
+@pytest.mark.bad_input
+def test_a_restart_that_would_hang_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    status, error = train(tmp_path / "run", LONGER)
+    assert status == 2
+    assert "set the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" in error
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run in two processes, stopped by SIGTERM to one of them, resumed, and one of them killed."""
+    work = tmp_path_factory.mktemp("processes")
+    return process_trials.lost_workers(work, 1), work
+
+
+def test_a_lost_process_costs_nothing(two):
+    found, _ = two
+    assert found.failures == []
+
+
+def test_two_processes_make_the_run_of_one(two, tmp_path):
+    _, work = two
+    assert train(tmp_path / "one", LONGER)[0] == 0
+    assert unequal(work / "undisturbed", tmp_path / "one", steps=60) < 1e-12
+    assert unequal(work / "undisturbed", tmp_path / "one") < 1e-6
+    of = [
+        json.loads((folder / "results.json").read_text())
+        for folder in (work / "undisturbed", tmp_path / "one")
+    ]
+    assert of[0]["test"]["n"] == of[1]["test"]["n"] == 99
+    assert of[0]["test"]["accuracy"] == of[1]["test"]["accuracy"]
+    assert of[0]["test"]["loss"] == pytest.approx(of[1]["test"]["loss"], rel=1e-6)

@@ -1,0 +1,1 @@
+"""Comparison with the NumPy baseline and timing against other libraries."""

@@ -1,0 +1,51 @@
+"""A user's own texts: CSV, TSV, JSON lines or a folder for each class, with two classes or more."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch_rnn.data.corpus import Corpus
+from torch_rnn.data.documents import Documents, documents
+
+
+class TextFiles(Corpus):
+    """Labelled texts in files, of which `documents` tells the formats; equal texts are held out together.
+
+    train, test   the two files or folders.
+    text_column, label_column   what the columns of a table, or the keys of an object, are called.
+    cache, max_features, maxlen, validation, batch_size, seed, word_dropout   as in `Corpus`.
+
+    The classes are the labels of the training texts, in the order of their numbers or of the alphabet.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        train: str,
+        test: str,
+        text_column: str = "text",
+        label_column: str = "label",
+        cache: str | None = None,
+        max_features: int = 10000,
+        maxlen: int = 500,
+        validation: float = 0.1,
+        batch_size: int = 64,
+        seed: int = 0,
+        word_dropout: float = 0.0,
+    ):
+        super().__init__(cache, max_features, maxlen, validation, batch_size, seed, word_dropout)
+        self.train, self.test = Path(train), Path(test)
+        self.text_column, self.label_column = text_column, label_column
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        self.prepare_data()
+        return self.labels
+
+    def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
+        splits = {
+            split: documents(path, self.text_column, self.label_column)
+            for split, path in (("train", self.train), ("test", self.test))
+        }
+        return {split: source.fingerprint() for split, source in splits.items()}, lambda: splits

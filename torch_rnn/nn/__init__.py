@@ -1,0 +1,1 @@
+"""The module around the recurrence: x or ids -> logits."""

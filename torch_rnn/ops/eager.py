@@ -1,0 +1,31 @@
+"""The definition: the hand-unrolled loop, its gradient by autograd.
+
+h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
+"""
+
+import torch
+from torch import Tensor
+
+from torch_rnn.ops.inputs import project
+from torch_rnn.ops.nonlinearities import NONLINEARITIES
+
+
+def eager(
+    x: Tensor,
+    Wxh: Tensor,
+    bh: Tensor,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor]:
+    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
+    f = NONLINEARITIES[nonlinearity].function
+    xw = project(x, Wxh, bh, lengths)  # (B, T, H)
+    h, hs = h0, []
+    # unbind, not xw[:, t]: the gradient of T slices would be T buffers of the whole xw.
+    for t, xw_t in enumerate(xw.unbind(1)):  # xw_t (B, H)
+        h_next = f(xw_t + h @ Whh.t())
+        h = h_next if lengths is None else torch.where((t < lengths)[:, None], h_next, h)
+        hs.append(h)
+    return torch.stack(hs, dim=1) if hs else xw, h

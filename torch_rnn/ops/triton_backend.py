@@ -1,0 +1,306 @@
+"""The fused loops for the GPU, written in Triton: triton_kernels.py. The backend's name is "triton".
+
+    h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
+
+Where Whh fits into the memory of one multiprocessor, one program takes a sequence through all its steps.
+Where it does not, triton_steps.py goes step by step.
+
+The products with Whh are exact float32 ("ieee"), or their factors are rounded to bfloat16 and summed in
+float32 ("bf16"). That is chosen with PyTorch's own switches, torch.autocast with bfloat16 or
+torch.set_float32_matmul_precision("medium"), and holds for forward and backward alike. States stay float32.
+Where PyTorch multiplies (xw, dWhh, and step by step), its TF32 is used if it was allowed ("high"), else not.
+"""
+
+import logging
+from functools import cache, wraps
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_rnn.ops.bptt import derivatives, sum_of_products
+from torch_rnn.ops.eager import eager
+from torch_rnn.ops.graphs import capturing, on_device
+from torch_rnn.ops.inputs import add_at_ids, project, real_steps
+from torch_rnn.ops.triton_steps import back_step_by_step, kernels, step_by_step
+
+log = logging.getLogger(__name__)
+_PROVEN: dict[torch.device, bool] = {}
+RESERVE = 24 * 1024
+"""Bytes of a multiprocessor's shared memory that a program needs beside Whh."""
+
+
+@cache
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, on tensors of the CPU (TRITON_INTERPRET=1)."""
+    if kernels() is None:
+        return False
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(kernels().forward_kernel, InterpretedFunction)
+
+
+def runs_on(device: torch.device | str) -> bool:
+    """Whether the kernels can run there: a GPU of compute capability 8.0 or above, or the interpreter."""
+    if kernels() is None:
+        return False
+    if torch.device(device).type == "cpu":
+        return interpreted()
+    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available() and not interpreted()
+    return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def proven(device: torch.device) -> bool:
+    """Whether on this GPU the kernels agree with eager; tried once, before "auto" takes them.
+
+    Where they do not, or cannot be compiled, one warning says so.
+    """
+    if not runs_on(device) or (device not in _PROVEN and capturing(device)):
+        return False
+    if device not in _PROVEN:
+        try:
+            problem = _difference(device)
+        except Exception as error:  # whatever a compiler or driver may say: another backend serves
+            problem = str(error)
+        if problem:
+            log.warning("the Triton kernels are not used on %s (%s); bptt serves", device, problem)
+        _PROVEN[device] = not problem
+    return _PROVEN[device]
+
+
+def _difference(device: torch.device) -> str:
+    """What differs from eager in a pass forward and back; nothing if all agrees to float32's rounding."""
+    B, T, D, H = 5, 9, 7, 40
+    g = torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(D, (B, T), generator=g).to(device), torch.tensor([9, 1, 0, 5, 9]).to(device)
+    weights = [torch.randn(s, generator=g) / 4 for s in ((H, D), (H,), (H, H), (B, H))]
+    allowed = {"highest": 1e-5, "high": 5e-3, "medium": 5e-2}[matmul_precision()]
+    if precision(torch.float32, device) == "bf16":
+        allowed = 5e-2
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for run, dtype in ((triton_backend, torch.float32), (eager, torch.float64)):
+            given = [weight.to(device, dtype).requires_grad_() for weight in weights]
+            h, hT = run(ids, *given, lengths, "tanh")
+            found.append([h, hT, *torch.autograd.grad(h.sum() + hT.sum(), given)])
+    for name, got, want in zip(("h", "hT", "dWxh", "dbh", "dWhh", "dh0"), *found, strict=True):
+        error = float((got.detach() - want.detach()).abs().max() / want.detach().abs().max())
+        if not error <= allowed:  # NaN is not
+            return f"{name} differs from eager by {error:.1e} of its largest entry"
+    return ""
+
+
+def matmul_precision() -> str:
+    """torch.get_float32_matmul_precision(), which raises where PyTorch's newer switches were used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest" if torch.backends.cuda.matmul.fp32_precision in ("none", "ieee") else "high"
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> str:
+    """What PyTorch's switches ask for at this moment, "ieee" or "bf16"; float64 is always exact."""
+    asked = matmul_precision() == "medium"
+    if torch.is_autocast_enabled(device.type):
+        asked |= torch.get_autocast_dtype(device.type) is torch.bfloat16
+    return "bf16" if asked and dtype is torch.float32 else "ieee"
+
+
+precision._dynamo_marked_constant = True  # compiled code keeps the switches of its compilation
+
+
+def triton_backend(
+    x: Tensor,
+    Wxh: Tensor,
+    bh: Tensor,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor]:
+    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
+    chosen = precision(Wxh.dtype, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        if x.is_floating_point():
+            xw = project(x, Wxh, bh, lengths).transpose(0, 1)
+            hs, hT = forward(xw, None, None, None, Whh, h0, lengths, nonlinearity, chosen)
+        else:
+            hs, hT = forward(None, x, Wxh.t(), bh, Whh, h0, lengths, nonlinearity, chosen)
+    return hs.transpose(0, 1), hT
+
+
+def _where_its_tensors_are(function):
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    @wraps(function)
+    def guarded(*args):
+        with on_device(next(arg.device for arg in args if isinstance(arg, Tensor))):
+            return function(*args)
+
+    return guarded
+
+
+@torch.library.custom_op("torch_rnn::triton_forward", mutates_args=())
+@_where_its_tensors_are
+def forward(
+    xw: Tensor | None,
+    ids: Tensor | None,
+    columns: Tensor | None,
+    bh: Tensor | None,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """(xw, Whh, h0) -> (hs, hT), time first; or ids (B, T), columns = Wxh^T (D, H) and bh in place of xw."""
+    xw, ids, columns, bh, Whh, h0, lengths = _dense(xw, ids, columns, bh, Whh, h0, lengths)
+    hs, hT = _states(xw, ids, h0)
+    T, B, H = hs.shape
+    if B == 0:
+        return hs, hT
+    if ids is not None and len(columns) == 0 and T > 0:
+        raise ValueError("x has ids; Wxh has no columns")
+    if not _fits(Whh, precision):
+        if xw is None:
+            xw = F.embedding(ids.t().contiguous().clamp(0, len(columns) - 1), columns) + bh
+        return hs, step_by_step(xw, Whh, h0, lengths, nonlinearity, precision, hs)
+    grid, sizes = _launch(B, H, precision)
+    D = 0 if columns is None else len(columns)
+    kernels().forward_kernel[grid](
+        xw, ids, columns, bh, Whh.t().contiguous(), h0, lengths, hs, hT, B, T, D,
+        H=H, NONLINEARITY=nonlinearity, **sizes,
+    )  # fmt: skip
+    return hs, hT
+
+
+@torch.library.custom_op("torch_rnn::triton_backward", mutates_args=())
+@_where_its_tensors_are
+def backward(
+    dhs: Tensor | None,
+    dhT: Tensor | None,
+    hs: Tensor,
+    Whh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    nonlinearity: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dxw (T, B, H), dWhh and dh0."""
+    dhs, dhT, hs, Whh, h0, lengths = _dense(dhs, dhT, hs, Whh, h0, lengths)
+    das, dWhh, dh0 = _gradients(hs, Whh, h0)
+    T, B, H = hs.shape
+    if B == 0:
+        return das, dWhh.zero_(), dh0
+    if _fits(Whh, precision):
+        grid, sizes = _launch(B, H, precision)
+        kernels().backward_kernel[grid](
+            dhs, dhT, hs, Whh, lengths, das, dh0, B, T,
+            H=H, NONLINEARITY=nonlinearity, **sizes,
+        )  # fmt: skip
+    else:
+        dh0 = back_step_by_step(dhs, dhT, hs, Whh, h0, lengths, nonlinearity, precision, das)
+    before = torch.cat([h0[None], hs])[:-1]  # h[t-1]
+    return das, sum_of_products(das, before), dh0
+
+
+@torch.library.custom_op("torch_rnn::triton_sum_by_id", mutates_args=())
+@_where_its_tensors_are
+def sum_by_id(das: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tensor:
+    """The columns (D, H) of dWxh: das (T, B, H) summed by ids (B, T), padded steps left out."""
+    T, _, H = das.shape
+    dcolumns = das.new_empty(D, H)
+    ids = ids.clamp(0, D - 1)
+    if lengths is not None:
+        ids = ids.masked_fill(~real_steps(lengths, T), D)  # beyond the last column
+    ids, order = torch.sort(ids.t().flatten(), stable=True)
+    starts = torch.searchsorted(ids, torch.arange(D + 1, device=ids.device))
+    P = _padded(H)
+    warps = 8 if P >= 1024 else 4
+    kernels().sum_by_id_kernel[(D,)](
+        das.contiguous(), order, starts, dcolumns, H=H, P=P, ROWS=16, num_warps=warps
+    )
+    return dcolumns
+
+
+@forward.register_fake
+def _(xw, ids, columns, bh, Whh, h0, lengths, nonlinearity, precision):
+    return _states(xw, ids, h0)
+
+
+@backward.register_fake
+def _(dhs, dhT, hs, Whh, h0, lengths, nonlinearity, precision):
+    return _gradients(hs, Whh, h0)
+
+
+@sum_by_id.register_fake
+def _(das, ids, lengths, D):
+    return das.new_empty(D, das.shape[2])
+
+
+def _states(xw: Tensor | None, ids: Tensor | None, h0: Tensor) -> tuple[Tensor, Tensor]:
+    B, H = h0.shape
+    T = ids.shape[1] if xw is None else xw.shape[0]
+    return h0.new_empty(T, B, H), h0.new_empty(B, H)
+
+
+def _gradients(hs: Tensor, Whh: Tensor, h0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return hs.new_empty(hs.shape), Whh.new_empty(Whh.shape), h0.new_empty(h0.shape)
+
+
+def _save(ctx, inputs, output):
+    _, ids, columns, _, Whh, h0, lengths, ctx.nonlinearity, ctx.precision = inputs
+    ctx.D = 0 if columns is None else len(columns)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(ids, Whh, h0, lengths, output[0])
+
+
+def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
+    ids, Whh, h0, lengths, hs = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a second derivative is wanted: the formula in differentiable operations
+        dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity)
+        if ids is None:
+            return dxw, None, None, None, dWhh, dh0, None, None, None
+        dxw = dxw.transpose(0, 1)
+        return None, None, add_at_ids(dxw, ids, lengths, ctx.D), dxw.sum((0, 1)), dWhh, dh0, None, None, None
+    with torch.autocast(hs.device.type, enabled=False):
+        das, dWhh, dh0 = backward(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity, ctx.precision)
+    if ids is None:
+        return das, None, None, None, dWhh, dh0, None, None, None
+    dcolumns = sum_by_id(das, ids, lengths, ctx.D)
+    return None, None, dcolumns, das.sum((0, 1)), dWhh, dh0, None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _padded(H: int) -> int:
+    """A power of two, which Triton's blocks are, and at least 16, as its products want."""
+    return max(16, 1 << (H - 1).bit_length())
+
+
+def _fits(Whh: Tensor, precision: str) -> bool:
+    """Whether one multiprocessor can hold Whh as a program does."""
+    size = 2 if precision == "bf16" else Whh.element_size()
+    return _padded(len(Whh)) ** 2 * size + RESERVE <= _shared_memory(Whh.device)
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program can have; in the interpreter what an H100 gives."""
+    if device.type == "cpu":
+        return 227 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _launch(B: int, H: int, precision: str) -> tuple[tuple[int], dict[str, int | str]]:
+    """The grid, and what a program is: one sequence, or with "bf16" the 16 that a tensor core takes."""
+    P = _padded(H)
+    rows, warps = (16, 8 if P > 64 else 4) if precision == "bf16" else (1, {16: 1, 32: 1, 64: 4}.get(P, 8))
+    if precision == "bf16" and interpreted():
+        precision = "bf16, interpreted"
+    return (-(-B // rows),), {"P": P, "ROWS": rows, "PRECISION": precision, "num_warps": warps}

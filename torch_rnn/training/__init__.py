@@ -1,0 +1,1 @@
+"""batches -> loss -> gradients -> weights, and what a run leaves."""

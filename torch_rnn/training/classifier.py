@@ -1,0 +1,188 @@
+"""Classifier: the RNN in training. logits -> loss -> metrics; the optimiser; what is logged."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from torch_rnn.data.batches import Batch
+from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.errors import diverged
+from torch_rnn.losses import cross_entropy, most_probable
+from torch_rnn.nn.module import RNN
+from torch_rnn.ops.inputs import real_steps, trusted
+
+WARMUP = 0.05
+"""The part of all steps in which the cosine schedule's learning rate grows from zero."""
+
+
+class Classifier(LightningModule):
+    """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
+
+    input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout, recurrent_dropout,
+    readout, init, backend   the RNN's own; output_size None: as many as n_classes need, which are 1 for two.
+    optimizer      "adam" (Kingma and Ba, 2015) or "sgd", plain descent as in the article.
+    learning_rate  of every step, or with the "cosine" schedule its highest.
+    schedule       "constant", or "cosine": 5 % of the steps up to it, then half a cosine down to zero
+                   (Loshchilov and Hutter, 2017, without restarts).
+
+    Logged a split: loss in nats and accuracy, both over all scored outputs. While training, every
+    `log_every_n_steps`: the batch's loss and the gradient's norm, as it is before clipping.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None = 1,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        nonlinearity: Literal["tanh", "relu", "linear"] = "tanh",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        readout: Literal["last", "mean", "max", "every"] = "last",
+        init: Literal["orthogonal", "seed"] = "orthogonal",
+        backend: str = "auto",
+        optimizer: Literal["adam", "sgd"] = "adam",
+        learning_rate: float = 0.001,
+        schedule: Literal["constant", "cosine"] = "constant",
+        n_classes: int = 2,
+    ):
+        super().__init__()
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer is {optimizer!r}; it must be adam or sgd")
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule is {schedule!r}; it must be constant or cosine")
+        self.rnn = RNN(
+            input_size,
+            hidden_size,
+            (1 if n_classes == 2 else n_classes) if output_size is None else output_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            nonlinearity=nonlinearity,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            readout=readout,
+            init=init,
+            backend=backend,
+        )
+        self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
+        self._sums: dict[str, list[Tensor | int]] = {}
+        self.scored: dict[str, int] = {}  # by split, how many outputs its last metrics are of
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.rnn(x, lengths)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = self._stacked("train") if "train" in self._sums else torch.zeros(3, dtype=torch.double)
+        checkpoint["sums"] = self.all_gather(sums).reshape(-1, 3)  # a row of each process
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint["sums"].to(self.device)
+        if len(sums) != self.trainer.world_size:  # then the first process goes on with all of them
+            sums = torch.stack([sums.sum(dim=0), *[sums[0] * 0] * (self.trainer.world_size - 1)])
+        self._sums = {"train": list(sums[self.trainer.global_rank])}
+        # Lightning makes a model float64 only after it has read the weights, which would round them.
+        self.rnn.to(checkpoint["state_dict"]["rnn.Why"].dtype)
+
+    def training_step(self, batch: Batch, step: int) -> Tensor:
+        loss = self._score("train", batch)
+        logs, world = self._logs_this_step(), self.trainer.world_size
+        if logs or (
+            world == 1 and loss.device.type == "cpu"
+        ):  # a GPU, or other processes, are waited for seldom
+            of_all = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
+            if not math.isfinite(of_all.item()):
+                raise diverged("the loss", self.trainer.global_step + 1)
+            if logs:
+                self.log("train/batch_loss", of_all, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, step: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: Batch, step: int) -> None:
+        self._score("test", batch)
+
+    def on_train_epoch_end(self) -> None:
+        self._log_means("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("validation", prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._logs_this_step():
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def configure_optimizers(self):
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+        else:
+            fused = (
+                "mixed" not in self.trainer.precision
+            )  # Lightning cannot clip a fused one's scaled gradients
+            optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _score(self, split: str, batch: Batch) -> Tensor:
+        """The loss that DDP's mean over all processes makes the mean over the whole batch's scored outputs.
+
+        Those of this process are added to the split's sums.
+        """
+        x, lengths, labels, of_all, _ = batch
+        # SequenceData has looked at all values once.
+        with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
+            logits = self.rnn(x, lengths)
+            losses = cross_entropy(logits, labels)
+        hits = most_probable(logits) == labels
+        if self.rnn.readout == "every":
+            real = real_steps(lengths, x.shape[1])
+            losses, hits, scored = losses.masked_fill(~real, 0), hits & real, lengths.sum()
+        else:
+            scored = labels.numel()
+        loss = losses.sum()
+        of_all = scored if of_all is None else of_all
+        sums = self._sums.setdefault(split, [0, 0, 0])
+        for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):
+            sums[i] = sums[i] + value
+        loss = loss * self.trainer.world_size
+        return loss / max(of_all, 1) if isinstance(of_all, int) else loss / of_all.clamp(min=1)
+
+    def _log_means(self, split: str, prog_bar: bool = False) -> None:
+        if split not in self._sums:  # no batch
+            return
+        sums = self._stacked(split)
+        del self._sums[split]
+        loss, hits, scored = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.scored[split] = int(scored)
+        self.log(f"{split}/loss", (loss / scored).float(), prog_bar=prog_bar)
+        self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)
+
+    def _stacked(self, split: str) -> Tensor:
+        """The split's sums (3,) in float64."""
+        return torch.stack([torch.as_tensor(of, device=self.device).double() for of in self._sums[split]])
+
+    def _logs_this_step(self) -> bool:
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+
+def cosine(step: int, steps: int) -> float:
+    """The learning rate's factor at a step: linear from 0 to 1, then half a cosine from 1 to 0."""
+    warmup = WARMUP * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (steps - warmup))))

@@ -1,0 +1,171 @@
+"""metrics -> results.json, curves.png and a table: what a run leaves behind beside its weights."""
+
+import csv
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from torch_rnn.benchmarks.timing import device_name
+from torch_rnn.data.batches import Batch
+from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.files import write_atomically
+from torch_rnn.training.classifier import Classifier
+
+PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
+
+
+class Clock(Callback):
+    """Counts the steps and tokens of the training, and the seconds that they took without validation.
+
+    Of a run that was stopped and resumed it counts all parts; `elapsed` is the time since it began, as far as
+    it was running and what it did was not lost.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.tokens, self.seconds = 0, 0, 0.0
+        self._since: float | None = None  # when it was started; None while it stands
+        self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"steps": self.steps, "tokens": self.tokens, "elapsed": self.elapsed}
+        return state | {"seconds": self.seconds + self._running()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps, self.tokens = state_dict["steps"], state_dict["tokens"]
+        self.seconds = state_dict["seconds"]
+        self._began -= state_dict["elapsed"]
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        self.tokens += batch.tokens
+
+    def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._stop()
+
+    def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += self._running()
+        self._since = None
+
+    def _running(self) -> float:
+        return 0.0 if self._since is None else time.perf_counter() - self._since
+
+
+def results(
+    trainer: Trainer,
+    model: Classifier,
+    data: SequenceData,
+    clock: Clock,
+    scores: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """What results.json holds. scores: for "validation" and "test" the metrics that the Trainer returned."""
+    device = trainer.strategy.root_device
+    return {
+        "dataset": data.name,
+        **{split: _scores(split, metrics, model) for split, metrics in scores.items()},
+        "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
+        "epochs": trainer.current_epoch,
+        "seed": data.seed,
+        "seconds": round(clock.elapsed, 2),
+        "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
+        "tokens_per_second": round(clock.tokens / clock.seconds) if clock.seconds else 0,
+        "peak_memory": _peak_memory(device),
+        "device": device_name(device),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def write_results(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes results.json, atomically: where it stands, the run is finished."""
+    text = json.dumps(found, indent=2) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def print_results(found: Mapping[str, Any], remarks: list[str], console: Console) -> None:
+    """The figures that a reader looks for first, as a table, and the data's own remarks."""
+    table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
+    for column in ("split", "accuracy", "loss", "n"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("validation", "test"):
+        scores = found[split]
+        table.add_row(split, f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}", f"{scores['n']:,}")
+    console.print(table)
+    console.print(
+        f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
+        f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"
+    )
+    for remark in remarks:
+        console.print(remark)
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Loss, accuracy and gradient norm by step, from metrics.csv to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    panels = {
+        "loss (nats)": {"train/batch_loss": "batch", "train/loss": "train", "validation/loss": "validation"},
+        "accuracy": {"train/accuracy": "train", "validation/accuracy": "validation"},
+        "gradient norm, before clipping": {"train/gradient_norm": "batch"},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, label in curves.items():
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            fine = {"linewidth": 0.7, "alpha": 0.6, "color": "0.6"} if label == "batch" else {"marker": "."}
+            axis.plot([step for step, _ in points], [value for _, value in points], label=label, **fine)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[2].set_yscale("log")
+    write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=130))
+    plt.close(figure)
+
+
+def _scores(split: str, metrics: Mapping[str, float], model: Classifier) -> dict[str, float | int]:
+    scores = {name: float(metrics[f"{split}/{name}"]) for name in ("accuracy", "loss")}
+    return scores | {"n": model.scored[split]}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """In bytes: of the GPU, or else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

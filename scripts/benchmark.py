@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from torch_rnn.benchmarks.peers import (
-    Contender,
+    Candidate,
     as_one_graph,
     keras_is_there,
     keras_simple_rnn,
@@ -70,9 +70,9 @@ def is_right(backend: str, B: int, H: int, device: str) -> bool:
     return True
 
 
-def contenders(
+def candidates(
     B: int, H: int, T: int, device: str, lengths: torch.Tensor | None = None
-) -> dict[str, Contender]:
+) -> dict[str, Candidate]:
     ids = torch.randint(V, (B, T), device=device)
     found = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
     found[PEER] = torch_rnn_module(ids, V, H, None)
@@ -83,18 +83,18 @@ def contenders(
     return found
 
 
-def timed(found: dict[str, Contender], turns: int) -> dict[str, dict[str, Timing]]:
-    """By contender the milliseconds of `forward` and of `training`, forward with backward."""
+def timed(found: dict[str, Candidate], turns: int) -> dict[str, dict[str, Timing]]:
+    """By candidate the milliseconds of `forward` and of `training`, forward with backward."""
     passes = {
         kind: in_turns({name: getattr(of, kind) for name, of in found.items()}, turns)
-        for kind in Contender._fields
+        for kind in Candidate._fields
     }
     return {name: {kind: passes[kind][name] for kind in passes} for name in found}
 
 
 def row(B: int, H: int, T: int, device: str, turns: int, lengths: torch.Tensor | None = None) -> dict:
     tokens = B * T if lengths is None else int(lengths.sum())
-    timings = timed(contenders(B, H, T, device, lengths), turns)
+    timings = timed(candidates(B, H, T, device, lengths), turns)
     return {
         "B": B,
         "H": H,
@@ -133,16 +133,16 @@ def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
 def peak_memory(name: str, B: int, H: int, device: str) -> int:
     """Bytes that one training pass takes at its peak above what its process had; in a process of its own."""
     torch.manual_seed(0)
-    contender = contenders(B, H, T, device)[name]
+    candidate = candidates(B, H, T, device)[name]
     if device == "cuda":
-        contender.training()  # what is compiled, captured and kept once is not counted
+        candidate.training()  # what is compiled, captured and kept once is not counted
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        contender.training()
+        candidate.training()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _peak_resident()
-    contender.training()
+    candidate.training()
     return _peak_resident() - before
 
 

@@ -1,10 +1,10 @@
 """torch_rnn: the vanilla RNN, h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh), y = Why h[T] + by.
 
-To read it, start at reference.py; then ops/eager.py, ops/bptt.py, nn/module.py and training/classifier.py.
+Start at reference.py, the whole model in NumPy. Then, from below: ops computes the recurrence, nn has the
+module around it, data turns texts into batches, training fits a module to them, benchmarks compares it.
 """
 
-from torch_rnn.nn import compat
-from torch_rnn.nn.module import RNN
+from torch_rnn.nn import RNN, compat
 from torch_rnn.ops import recurrence
 from torch_rnn.reference import NumpyRNN
 

@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from torch_rnn.data.batches import Draw, Ragged, Sequences, SimilarLength, collate
+from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, RaggedSequences, Sequences, collate
 
 rng = np.random.default_rng(0)
 LENGTHS = rng.integers(1, 200, size=1000)
 
 
 def draws(**changes):
-    sampler = SimilarLength(LENGTHS, **{"batch_size": 16, "seed": 1, "shuffle": True, **changes})
+    sampler = BucketBatchSampler(LENGTHS, **{"batch_size": 16, "seed": 1, "shuffle": True, **changes})
     return sampler
 
 
@@ -41,7 +41,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_ragged_takes_the_last_maxlen_ids_and_cuts_the_vocabulary():
-    ragged = Ragged(
+    ragged = RaggedSequences(
         np.array([1, 2, 3, 9, 5, 6]), np.array([0, 4, 4, 6]), np.array([2, 0, 1]), 3, max_features=6
     )
     assert [ragged[i].tolist() for i in range(len(ragged))] == [[5, 0], [2, 3, 0], []]
@@ -50,7 +50,7 @@ def test_ragged_takes_the_last_maxlen_ids_and_cuts_the_vocabulary():
 
 def test_word_dropout_leaves_out_half_and_never_all():
     data = Sequences([np.arange(1000), np.array([7])], [0, 1], word_dropout=0.5)
-    first, again, other = (data[Draw((0, 0, step), np.array([0, 1]))] for step in (0, 0, 1))
+    first, again, other = (data[BatchIndices((0, 0, step), np.array([0, 1]))] for step in (0, 0, 1))
     assert 400 < first.lengths[0] < 600
     assert first.lengths[1] == 1
     kept = first.x[0, : first.lengths[0]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from torch_rnn.data.batches import Ragged
+from torch_rnn.data.batches import RaggedSequences
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.errors import RunError
 from torch_rnn.nn.module import RNN
@@ -17,7 +17,7 @@ class Data(SequenceData):
 
 
 def ragged(ids):
-    return Ragged(np.array(ids), np.array([0, len(ids)]), np.array([0]), maxlen=9, max_features=3)
+    return RaggedSequences(np.array(ids), np.array([0, len(ids)]), np.array([0]), maxlen=9, max_features=3)
 
 
 @pytest.mark.bad_input
@@ -33,13 +33,13 @@ def ragged(ids):
 )
 def test_bad_values_are_refused(sequences, labels, message):
     with pytest.raises(RunError, match=message):
-        Data().hold("test", sequences, labels)
+        Data().add_split("test", sequences, labels)
 
 
 def test_good_values_are_held():
     data = Data()
-    data.hold("train", [np.array([0, 2]), np.array([], dtype=int)], [0, 1])
-    data.hold("test", ragged([0, 99]), [1])
+    data.add_split("train", [np.array([0, 2]), np.array([], dtype=int)], [0, 1])
+    data.add_split("test", ragged([0, 99]), [1])
     (batch,) = data.train_dataloader()
     assert sorted(batch.x.tolist()) == [[0, 0], [0, 2]]
     assert sorted(batch.lengths.tolist()) == [0, 2]
@@ -48,11 +48,11 @@ def test_good_values_are_held():
 
 @pytest.mark.bad_input
 def test_the_rnn_must_suit_the_labels():
-    Data().suit(RNN(3, 2, 1))
-    Data().suit(RNN(3, 2, 2, readout="max"))
+    Data().check_compatible(RNN(3, 2, 1))
+    Data().check_compatible(RNN(3, 2, 2, readout="max"))
     for rnn, message in (
         (RNN(3, 2, 3), "output_size is 3; 2 classes need 1 or 2"),
         (RNN(3, 2, 1, readout="every"), "readout is every; the labels of made need last, mean or max"),
     ):
         with pytest.raises(RunError, match=message):
-            Data().suit(rnn)
+            Data().check_compatible(rnn)

@@ -10,7 +10,7 @@ from made_reviews import FILES, write_archive, write_folder
 
 from torch_rnn.data import corpus, reviews
 from torch_rnn.data.imdb import IMDB
-from torch_rnn.data.tokens import hold_out, read_tokens
+from torch_rnn.data.tokens import grouped_split, read_tokens
 from torch_rnn.errors import RunError
 
 
@@ -55,7 +55,7 @@ def test_validation_holds_out_whole_films(tmp_path):
     write_folder(tmp_path / "root")
     data = prepared(tmp_path, validation=0.3)
     keys = read_tokens(data.tokens, "train").keys
-    learnt, held_out = hold_out(keys, 0.3)
+    learnt, held_out = grouped_split(keys, 0.3)
     assert len(data.splits["validation"][1]) == len(held_out) >= 0.3 * len(keys)
     assert not set(keys[learnt]) & set(keys[held_out])
     assert len(set(keys)) == 4  # films

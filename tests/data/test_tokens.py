@@ -15,12 +15,12 @@ import torch
 from file_trials import fork
 
 from torch_rnn.data import tokens
-from torch_rnn.data.batches import Draw, Loader, Ragged, Sequences, Shard, SimilarLength
+from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
 from torch_rnn.data.documents import Document, Listed
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
-from torch_rnn.data.tokens import hold_out, read_tokens, write_tokens
+from torch_rnn.data.tokens import grouped_split, read_tokens, write_tokens
 from torch_rnn.errors import RunError
 
 FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens.ARRAYS}
@@ -164,12 +164,12 @@ def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch
 
 def test_whole_groups_are_held_out_whatever_the_order():
     keys = np.array([tokens.key_of(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
-    learnt, held_out = hold_out(keys, 0.1)
+    learnt, held_out = grouped_split(keys, 0.1)
     assert sorted([*learnt, *held_out]) == list(range(400))
     assert not set(keys[learnt]) & set(keys[held_out])
     assert len(held_out) == 40
     shuffled = np.random.default_rng(0).permutation(keys)
-    assert set(shuffled[hold_out(shuffled, 0.1)[1]]) == set(keys[held_out])
+    assert set(shuffled[grouped_split(shuffled, 0.1)[1]]) == set(keys[held_out])
 
 
 @pytest.mark.bad_input
@@ -246,8 +246,10 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
         np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
     monkeypatch.setattr(tokens, "RESIDENT", 1 << 22)
     found = read_tokens(tmp_path, "train")
-    ragged = Ragged(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
-    loader = Loader(Sequences(ragged, found.labels, 0.5), SimilarLength(ragged.lengths, 64, 0, shuffle=True))
+    ragged = RaggedSequences(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
+    loader = Loader(
+        Sequences(ragged, found.labels, 0.5), BucketBatchSampler(ragged.lengths, 64, 0, shuffle=True)
+    )
     before, most = resident(), 0
     assert found.ids.min(initial=0) == 0
     for batch in loader:
@@ -259,12 +261,12 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
 
 def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
     written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
-    draw, found = Draw((1, 0, 0), np.array([5, 3, 99, 7])), []
+    draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
     for resident in (1 << 28, 0):
         monkeypatch.setattr(tokens, "RESIDENT", resident or 16)
         of = read_tokens(tmp_path / "out", "train")
         assert isinstance(of.ids, np.ndarray) == bool(resident)
-        ragged = Ragged(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
+        ragged = RaggedSequences(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
         found.append([Sequences(ragged, of.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
         assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
         assert of.ids.min(initial=9) == 1

@@ -10,7 +10,7 @@ import torch
 from process_trials import LONGER, unequal
 from trials import train
 
-from torch_rnn.data.batches import Draw, Ragged, Sequences, Shard
+from torch_rnn.data.batches import BatchIndices, RaggedSequences, Sequences, Shard
 from torch_rnn.data.grammar import Grammar
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
@@ -26,9 +26,9 @@ def test_the_parts_of_a_batch_are_the_batch(world, kind):
     labels = [np.ones(len(row), dtype=int) for row in rows] if kind == "every" else rng.integers(2, size=n)
     if kind == "ragged":
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-        rows = Ragged(np.concatenate(rows), offsets, np.arange(n), maxlen=5, max_features=8)
+        rows = RaggedSequences(np.concatenate(rows), offsets, np.arange(n), maxlen=5, max_features=8)
     dropout = 0.0 if kind == "every" else 0.5
-    draw = Draw((1, 2, 3), rng.permutation(n)[:20])
+    draw = BatchIndices((1, 2, 3), rng.permutation(n)[:20])
     whole = Sequences(rows, labels, dropout)[draw]
     parts = [Sequences(rows, labels, dropout, Shard(rank, world))[draw] for rank in range(world)]
     assert {(part.scored, part.tokens) for part in parts} == {(whole.scored, whole.tokens)}
@@ -46,7 +46,7 @@ def test_the_parts_of_a_batch_are_the_batch(world, kind):
 def test_a_part_with_nothing_in_it_gives_every_weight_a_gradient(backend, empty):
     rows = [np.array([3, 1]), np.array([], dtype=int)]
     chosen = np.array([0] if empty == "no row" else [0, 1])
-    part = Sequences(rows, np.array([1, 0]), shard=Shard(1, 2))[Draw((0,), chosen)]
+    part = Sequences(rows, np.array([1, 0]), shard=Shard(1, 2))[BatchIndices((0,), chosen)]
     rnn = RNN(9, 4, 1, backend=backend)
     cross_entropy(rnn(part.x, part.lengths), part.labels).sum().backward()
     assert all(parameter.grad is not None for parameter in rnn.parameters())

@@ -1,1 +1,1 @@
-"""Comparison with the NumPy baseline and timing against other libraries."""
+"""Comparisons: with the NumPy reference on one batch, and in time with other libraries."""

@@ -14,14 +14,14 @@ from torch_rnn.nn.module import RNN
 from torch_rnn.ops import recurrence
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """forward() and training(): ids -> last state, and its gradient for every weight."""
 
     forward: Callable[[], object]
     training: Callable[[], object]
 
 
-def ours(backend: str, ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Contender:
+def ours(backend: str, ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Candidate:
     """The recurrence on a backend."""
     Wxh = nn.Parameter((torch.randn(V, H, device=ids.device) / 10).t())
     Whh = nn.Parameter(nn.init.orthogonal_(torch.empty(H, H, device=ids.device)))
@@ -30,10 +30,10 @@ def ours(backend: str, ids: Tensor, V: int, H: int, lengths: Tensor | None) -> C
     def forward() -> Tensor:
         return recurrence(ids, Wxh, bh, Whh, None, lengths, backend=backend, final=True)[1]
 
-    return _contender(forward, [Wxh, Whh, bh])
+    return _candidate(forward, [Wxh, Whh, bh])
 
 
-def torch_rnn_module(ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Contender:
+def torch_rnn_module(ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Candidate:
     """nn.Embedding and nn.RNN; with lengths on a packed sequence, as its documentation has it."""
     embedding, rnn = nn.Embedding(V, H).to(ids.device), nn.RNN(H, H, batch_first=True).to(ids.device)
 
@@ -43,7 +43,7 @@ def torch_rnn_module(ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Con
             x = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return rnn(x)[1]
 
-    return _contender(forward, [*embedding.parameters(), *rnn.parameters()])
+    return _candidate(forward, [*embedding.parameters(), *rnn.parameters()])
 
 
 def keras_is_there() -> bool:
@@ -51,7 +51,7 @@ def keras_is_there() -> bool:
     return all(importlib.util.find_spec(name) for name in ("keras", "jax"))
 
 
-def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Contender:
+def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Candidate:
     """Keras's Embedding and SimpleRNN on its JAX backend, both calls jitted."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
@@ -67,7 +67,7 @@ def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Contender:
         return model.stateless_call(weights, rest, x)[0].sum()
 
     forward, training = jax.jit(last_state), jax.jit(jax.value_and_grad(last_state))
-    return Contender(
+    return Candidate(
         lambda: jax.block_until_ready(forward(weights)), lambda: jax.block_until_ready(training(weights))
     )
 
@@ -106,7 +106,7 @@ def as_one_graph(step: Callable[[], object]) -> Callable[[], object]:
     return replay
 
 
-def _contender(last_state: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Contender:
+def _candidate(last_state: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Candidate:
     @torch.no_grad()
     def forward() -> None:
         last_state()
@@ -116,4 +116,4 @@ def _contender(last_state: Callable[[], Tensor], parameters: list[nn.Parameter])
             parameter.grad = None
         last_state().sum().backward()
 
-    return Contender(forward, training)
+    return Candidate(forward, training)

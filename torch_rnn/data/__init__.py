@@ -1,1 +1,21 @@
-"""text -> tokens -> ids -> batches."""
+"""text -> tokens -> ids -> batches (x, lengths, labels); each data set is a LightningDataModule.
+
+A data set yields documents; `tokens` writes their ids to a cache once; `batches` draws batches of similar
+length from it. Reading order: text, documents, tokens, cache, batches, datamodule, corpus, the data sets.
+"""
+
+from torch_rnn import lazy
+
+_MODULES = {
+    "IMDB": "imdb",
+    "TextFiles": "textfiles",
+    "Grammar": "grammar",
+    "Addition": "addition",
+    "SequenceData": "datamodule",
+    "Corpus": "corpus",
+    "Batch": "batches",
+    "Vocabulary": "text",
+    "tokenize": "text",
+}
+__all__ = list(_MODULES)
+__getattr__ = lazy.loader(__name__, _MODULES)

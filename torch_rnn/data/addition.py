@@ -56,8 +56,8 @@ class Addition(SequenceData):
         for i, (split, size) in enumerate(self.sizes.items()):
             rng = np.random.default_rng((self.seed, i))
             shares = {b: size // self.bits + (b <= size % self.bits) for b in range(1, self.bits + 1)}
-            self._hold(split, rng, shares)
-        self._hold("test", np.random.default_rng((self.seed, len(self.sizes))), self.test)
+            self._draw(split, rng, shares)
+        self._draw("test", np.random.default_rng((self.seed, len(self.sizes))), self.test)
 
     @torch.no_grad()
     def remarks(self, rnn: RNN) -> list[str]:
@@ -70,6 +70,8 @@ class Addition(SequenceData):
                 exact[length - 1] += int(row[:length].all())
         return [f"{bits} bits: {exact[bits]:,} of {number[bits]:,} sums are exact" for bits in sorted(number)]
 
-    def _hold(self, split: str, rng: np.random.Generator, shares: dict[int, int]) -> None:
+    def _draw(self, split: str, rng: np.random.Generator, shares: dict[int, int]) -> None:
         drawn = [pairs(rng, n, bits) for bits, n in shares.items()]
-        self.hold(split, [row for x, _ in drawn for row in x], [row for _, labels in drawn for row in labels])
+        self.add_split(
+            split, [row for x, _ in drawn for row in x], [row for _, labels in drawn for row in labels]
+        )

@@ -39,7 +39,7 @@ class Flat(Protocol):
         """The lowest of all ids and of `initial`."""
 
 
-class Ragged(Sequence):
+class RaggedSequences(Sequence):
     """Sequences of ids that lie one after the other in one array, in memory or in a file.
 
     flat (N,) ids; offsets (n + 1,): sequence i is flat[offsets[i] : offsets[i + 1]]; index: which of them, in
@@ -74,14 +74,14 @@ class Ragged(Sequence):
         return ids
 
 
-class Draw(NamedTuple):
+class BatchIndices(NamedTuple):
     """What a batch is made of: the seed of its randomness, and which sequences."""
 
     seed: tuple[int, ...]
     rows: np.ndarray
 
 
-class SimilarLength(Sampler[Draw]):
+class BucketBatchSampler(Sampler[BatchIndices]):
     """Draws batches of similar length: shuffled anew in each epoch, or all sorted by length.
 
     lengths (n,) of the sequences. `set_epoch` is called by Lightning at the start of each epoch. The next
@@ -98,12 +98,12 @@ class SimilarLength(Sampler[Draw]):
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         batches, start = self._rows(), self.start
         self.start = 0
         for step in range(start, len(batches)):
             self.drawn = step + 1
-            yield Draw((self.seed, self.epoch, step), batches[step])
+            yield BatchIndices((self.seed, self.epoch, step), batches[step])
 
     def _rows(self) -> list[np.ndarray]:
         n = len(self.lengths)
@@ -134,9 +134,9 @@ WHOLE = Shard()
 
 
 class Loader(DataLoader):
-    """Loads the batches that a SimilarLength draws, and can begin in the middle of an epoch."""
+    """Loads the batches that a BucketBatchSampler draws, and can begin in the middle of an epoch."""
 
-    def __init__(self, sequences: "Sequences", sampler: SimilarLength):
+    def __init__(self, sequences: "Sequences", sampler: BucketBatchSampler):
         super().__init__(sequences, sampler=sampler, batch_size=None)  # the sampler draws whole batches
 
     def state_dict(self) -> dict[str, int]:
@@ -147,7 +147,7 @@ class Loader(DataLoader):
 
 
 class Sequences(Dataset):
-    """Makes the batch of a Draw.
+    """Makes the batch of a BatchIndices.
 
     sequences   of (T,) ids or (T, D) floats.
     labels      one a sequence, or for each a (T,) array of one a step.
@@ -170,8 +170,8 @@ class Sequences(Dataset):
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, draw: Draw) -> Batch:
-        if isinstance(self.sequences, Ragged):
+    def __getitem__(self, draw: BatchIndices) -> Batch:
+        if isinstance(self.sequences, RaggedSequences):
             kept, left = self._kept(self.sequences.lengths[draw.rows], draw.seed)
         else:
             all_steps, lengths = one_after_the_other([self.sequences[i] for i in draw.rows])
@@ -180,7 +180,7 @@ class Sequences(Dataset):
         if world > 1:
             mine = np.arange(len(left)) % world == rank
             kept, left = kept[np.repeat(mine, left)], np.where(mine, left, 0)
-        ragged = isinstance(self.sequences, Ragged)
+        ragged = isinstance(self.sequences, RaggedSequences)
         flat = self.sequences.take(draw.rows, kept, left) if ragged else all_steps[kept]
         one_array = isinstance(self.labels, np.ndarray)
         labels = self.labels[draw.rows] if one_array else [self.labels[i] for i in draw.rows]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from torch_rnn.data.batches import Ragged
+from torch_rnn.data.batches import RaggedSequences
 from torch_rnn.data.cache import cached
 from torch_rnn.data.datamodule import SequenceData, at_least_1
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
-from torch_rnn.data.tokens import hold_out, read_tokens, write_tokens
+from torch_rnn.data.tokens import grouped_split, read_tokens, write_tokens
 from torch_rnn.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Corpus(SequenceData):
         words = json.loads((self.tokens / "words.json").read_text(encoding="utf-8"))
         self.vocabulary = Vocabulary(words).first(self.max_features)
         train, test = (read_tokens(self.tokens, split) for split in ("train", "test"))
-        learnt, held_out = hold_out(train.keys, self.validation)
+        learnt, held_out = grouped_split(train.keys, self.validation)
         if len(learnt) == 0:
             raise RunError(
                 f"validation is {self.validation}; that leaves nothing of these data to learn from"
@@ -86,7 +86,7 @@ class Corpus(SequenceData):
             ("validation", train, held_out),
             ("test", test, np.arange(len(test.labels))),
         ):
-            sequences = Ragged(tokens.ids, tokens.offsets, index, self.maxlen, self.max_features)
-            self.hold(split, sequences, np.asarray(tokens.labels)[index])
+            sequences = RaggedSequences(tokens.ids, tokens.offsets, index, self.maxlen, self.max_features)
+            self.add_split(split, sequences, np.asarray(tokens.labels)[index])
         parts = ", ".join(f"{split} {len(labels):,}" for split, (_, labels) in self.splits.items())
         log.info("%s: %s texts; %s words", self.name, parts, f"{len(self.vocabulary):,}")

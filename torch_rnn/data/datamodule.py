@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from torch_rnn.data.batches import WHOLE, Loader, Ragged, Sequences, Shard, SimilarLength
+from torch_rnn.data.batches import WHOLE, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
 from torch_rnn.data.text import Vocabulary
 from torch_rnn.errors import RunError
 from torch_rnn.losses import check_labels
@@ -24,14 +24,16 @@ def at_least_1(**settings: int) -> None:
 
 def lengths_of(sequences: Sequence[np.ndarray]) -> np.ndarray:
     """The lengths (n,) of sequences (T, ...)."""
-    return sequences.lengths if isinstance(sequences, Ragged) else np.array([len(s) for s in sequences])
+    return (
+        sequences.lengths if isinstance(sequences, RaggedSequences) else np.array([len(s) for s in sequences])
+    )
 
 
 class SequenceData(LightningDataModule):
     """Train, validation and test sequences with their labels, in batches of similar length.
 
-    A subclass sets `name`, `input_size` and `classes`, and in `setup` calls `hold` for each of the splits
-    "train", "validation" and "test"; where the sequences are text it also sets `vocabulary` and `maxlen`.
+    A subclass sets `name`, `input_size` and `classes`, and in `setup` calls `add_split` for each split
+    ("train", "validation", "test"); where the sequences are text it also sets `vocabulary` and `maxlen`.
     """
 
     name: str
@@ -57,12 +59,14 @@ class SequenceData(LightningDataModule):
     def n_classes(self) -> int:
         return len(self.classes)
 
-    def hold(self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]) -> None:
+    def add_split(
+        self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]
+    ) -> None:
         """Keeps the sequences and labels of a split; their values are checked here, once.
 
         Raises RunError naming the split for an id, a number or a label out of range.
         """
-        ragged = isinstance(sequences, Ragged)  # which replaces ids that are too high
+        ragged = isinstance(sequences, RaggedSequences)  # which replaces ids that are too high
         try:
             for x in [np.array([sequences.flat.min(initial=0)])] if ragged else sequences:
                 check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
@@ -91,7 +95,7 @@ class SequenceData(LightningDataModule):
             digest.update(labels.astype(np.int64).data)
         return {**found, "data": digest.hexdigest()}
 
-    def suit(self, rnn: RNN) -> None:
+    def check_compatible(self, rnn: RNN) -> None:
         """Raises RunError where the rnn's outputs are not what these data have labels for."""
         needed = {1, 2} if len(self.classes) == 2 else {len(self.classes)}
         if rnn.output_size not in needed:
@@ -124,5 +128,5 @@ class SequenceData(LightningDataModule):
         train = split == "train"
         return Loader(
             Sequences(sequences, labels, self.word_dropout if train else 0.0, shard),
-            SimilarLength(lengths_of(sequences), self.batch_size, self.seed, shuffle=train),
+            BucketBatchSampler(lengths_of(sequences), self.batch_size, self.seed, shuffle=train),
         )

@@ -153,4 +153,4 @@ class Grammar(SequenceData):
             tokens = [tokenize(text)[-self.maxlen :] for text in texts]
             if split == "train":
                 self.vocabulary = Vocabulary.build(Counter(w for t in tokens for w in t), self.max_features)
-            self.hold(split, [self.vocabulary.encode(t) for t in tokens], labels)
+            self.add_split(split, [self.vocabulary.encode(t) for t in tokens], labels)

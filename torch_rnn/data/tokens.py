@@ -112,7 +112,7 @@ class IdFile:
         return min(initial, self.lowest)
 
 
-def hold_out(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+def grouped_split(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
     """Splits n documents by their groups' keys (n,): the indices of those that are learnt and of the others.
 
     Groups are held out in the order of their keys until they have the part asked for: the split depends on

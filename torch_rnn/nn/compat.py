@@ -23,14 +23,14 @@ class RNN(nn.RNN):
         """(output, h_n), as torch.nn.RNN has them."""
         packed = isinstance(input, PackedSequence)
         data = input.data if packed else input
-        if not isinstance(data, Tensor) or not isinstance(hx, Tensor | None) or not self._suits(data):
+        if not isinstance(data, Tensor) or not isinstance(hx, Tensor | None) or not self._is_supported(data):
             return super().forward(input, hx)
         try:
             return self._of_packed(input, hx) if packed else self._of_padded(input, hx)
         except (TypeError, ValueError):  # what is wrong with the arguments, its own words say
             return super().forward(input, hx)
 
-    def _suits(self, data: Tensor) -> bool:
+    def _is_supported(self, data: Tensor) -> bool:
         kind = data.device.type
         return (
             kind in ("cpu", "cuda")

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 RESULTS, CURVES, METRICS = "results.json", "curves.png", "metrics.csv"
 LOGGED = tuple(f"{split}/{score}" for split in ("validation", "train") for score in ("accuracy", "loss"))
 MODEL, CONFIG = "model.safetensors", "config.yaml"
-NO_MATTER = re.compile(
+MAY_CHANGE_ON_RESUME = re.compile(
     r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
     r"|enable_\w+|profiler)|data\.init_args\.(root|cache)|checkpoint\.seconds"
 )
@@ -131,7 +131,7 @@ def settings(config: Any, name: str = "") -> dict[str, Any]:
     if isinstance(config, list) and config and isinstance(config[0], dict):  # callbacks, by their class
         config = {of["class_path"]: of.get("init_args", {}) for of in config}
     if not isinstance(config, dict):
-        return {} if NO_MATTER.fullmatch(name) else {name: config}
+        return {} if MAY_CHANGE_ON_RESUME.fullmatch(name) else {name: config}
     found = {}
     for key, value in config.items():
         found |= settings(value, f"{name}.{key}" if name else key)
@@ -212,7 +212,7 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
         MisconfigurationException,
     ) as error:  # a setting that a constructor refuses
         raise RunError(str(error)) from error
-    cli.datamodule.suit(cli.model.rnn)
+    cli.datamodule.check_compatible(cli.model.rnn)
     check_trainer(cli.config.trainer)
     cli.checkpoints.stop = stop
     if cli.trainer.fast_dev_run:
@@ -223,7 +223,7 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
         if (cli.folder / RESULTS).exists():
             report_again(cli)
             return
-        scores = train(cli, beginning(cli))
+        scores = train(cli, checkpoint_to_resume(cli))
         if cli.trainer.is_global_zero:
             report(cli, scores)
 
@@ -268,7 +268,7 @@ def check_torchrun() -> None:
         )
 
 
-def beginning(cli: CLI) -> Path | None:
+def checkpoint_to_resume(cli: CLI) -> Path | None:
     """The checkpoint to go on from; None for the start. Raises RunError where that would lose something."""
     if cli.resume is None and checkpoints_in(cli.folder):
         raise RunError(

@@ -1,4 +1,4 @@
-"""logits -> loss and classes, one rule for the whole package: one output is a sigmoid, several a softmax."""
+"""logits -> loss, probabilities and classes. One logit stands for a sigmoid, several for a softmax."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from torch_rnn.ops.inputs import readable
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of each scored output, in nats: logits (..., C), labels (...) integers -> (...).
+    """Computes the cross-entropy of each output in nats: logits (..., C), integer labels (...) -> (...).
 
-    Where C is 1 the labels are 0 or 1, else 0..C-1. Raises TypeError or ValueError for other labels; their
-    values are looked at on the CPU only.
+    The labels are 0 or 1 where C is 1, else in 0..C-1. Raises TypeError or ValueError for other labels; their
+    values are checked on the CPU only.
     """
     C = logits.shape[-1]
     check_labels(labels, logits.shape[:-1], C)
@@ -22,8 +22,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.reshape(labels.shape)
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Returns the probability of each class: logits (..., C) -> (..., max(C, 2))."""
+    if logits.shape[-1] > 1:
+        return logits.softmax(dim=-1)
+    p = logits.sigmoid()
+    return torch.cat([1 - p, p], dim=-1)
+
+
 def most_probable(logits: Tensor) -> Tensor:
-    """The most probable class of each output: logits (..., C) -> (...) int64."""
+    """Returns the most probable class of each output: logits (..., C) -> (...) int64."""
     return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
 
 

@@ -196,7 +196,11 @@ def test_recurrent_dropout_thins_Whh_in_training():
             ValueError,
             "nonlinearity is 'sigmoid'; it must be one of tanh, relu, linear",
         ),
-        ({"dropout": 0.5}, ValueError, "dropout is 0.5; it acts between layers, so with one it must be 0"),
+        (
+            {"dropout": 0.5},
+            ValueError,
+            "dropout is 0.5; it acts between layers, so with one layer it must be 0",
+        ),
         ({"dropout": 1.0, "num_layers": 2}, ValueError, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"recurrent_dropout": -0.1}, ValueError, "recurrent_dropout is -0.1"),
         ({"recurrent_dropout": "0.1"}, TypeError, "recurrent_dropout is '0.1'; it must be a number"),

@@ -9,7 +9,7 @@ from ladder import READOUTS, rung_4
 
 from torch_rnn import RNN, NumpyRNN
 from torch_rnn.losses import cross_entropy
-from torch_rnn.nn.module import READOUTS as ALL_READOUTS
+from torch_rnn.nn.readout import READOUTS as ALL_READOUTS
 from torch_rnn.ops import available
 
 ids = torch.tensor([[3, 1, 4, 1], [5, 0, 2, 2]])

@@ -6,6 +6,7 @@ h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)          y = Why h[T] + by
 import inspect
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,45 +14,49 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from torch_rnn.losses import check_labels, cross_entropy, most_probable
 from torch_rnn.nn.convert import from_keras, from_torch, names, to_keras, to_torch
 from torch_rnn.nn.layers import Weights, layered
-from torch_rnn.nn.verbs import Verbs
+from torch_rnn.nn.readout import read
+from torch_rnn.nn.settings import SETTINGS, check_settings
 from torch_rnn.nn.weights import load_weights, save_weights
 from torch_rnn.ops import check_backend
-from torch_rnn.ops.checks import DTYPES, check_mask, check_tensor
+from torch_rnn.ops.checks import check_mask, check_tensor, check_values
 from torch_rnn.ops.inputs import real_steps
-from torch_rnn.ops.nonlinearities import NONLINEARITIES
-from torch_rnn.reference import PARAMETERS, NumpyRNN
-
-READOUTS = ("last", "mean", "max", "every")
-INITS = ("orthogonal", "seed")
+from torch_rnn.reference import CLIP, PARAMETERS, NumpyRNN
 
 
-class RNN(Verbs, nn.Module):
+class RNN(nn.Module):
     """A vanilla RNN (Elman, 1990) with a linear readout.
 
-    input_size   D: the width of a float input, or the number of different ids.
-    hidden_size  H.
-    output_size  C: the number of logits.
-    num_layers   how many recurrences stand on top of each other.
-    bidirectional  whether each layer has a second recurrence, from the last step to the first.
-    nonlinearity "tanh", "relu" or "linear".
-    bias         whether there are bh and by.
-    dropout      in training, the probability with which each number that a layer gives to the next is zeroed.
-    recurrent_dropout  in training, that with which each entry of Whh is zeroed, for all rows and steps of a
-                 call alike (DropConnect on the recurrence; Merity et al., 2018, section 2).
-    readout      what y is read from: the "last" state (of each direction, in its own order of time), the
-                 "mean" or the element-wise "max" of the states at real steps, or "every" state, a y each.
-    init         "orthogonal": semi-orthogonal matrices (Saxe et al., 2014), zero biases.
-                 "seed": normal * 0.01, zero biases.
-    backend      of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
-    recompute    whether the backward pass computes states again, so that those kept grow as sqrt(T).
-    device, dtype  of the parameters; dtype float32, float64 or bfloat16.
-
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Those of further layers and directions
-    are called Wxh_l1, Wxh_reverse, Wxh_l1_reverse and so on; they take in, as Why does, the H or 2 H numbers
-    of the layer below. Raises TypeError or ValueError for a setting out of range.
+    are called Wxh_l1, Wxh_reverse, Wxh_l1_reverse and so on. Their input, as that of Why, is the H (or, with
+    two directions, 2 H) numbers of the layer below.
+
+    Args:
+        input_size: D, the width of a float input, or the number of different ids.
+        hidden_size: H.
+        output_size: C, the number of logits.
+        num_layers: the number of recurrences on top of each other.
+        bidirectional: gives each layer a second recurrence, from the last step to the first.
+        nonlinearity: "tanh", "relu" or "linear".
+        bias: whether there are bh and by.
+        dropout: in training, the probability of zeroing each number that a layer passes to the next.
+        recurrent_dropout: in training, the probability of zeroing each entry of Whh, one draw for all
+            rows and steps of a call (DropConnect on the recurrence; Merity et al., 2018, section 2).
+        readout: what y is read from: the "last" state (of each direction, in its own order of time), the
+            "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
+        init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
+            start at zero.
+        backend: of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
+        recompute: whether the backward pass computes states again, so that the memory for them grows as
+            sqrt(T).
+        device, dtype: of the parameters; dtype is float32, float64 or bfloat16.
+
+    Raises:
+        TypeError, ValueError: for a setting out of range.
     """
 
     def __init__(
@@ -74,26 +79,13 @@ class RNN(Verbs, nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.settings = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "output_size": output_size,
-            "num_layers": num_layers,
-            "bidirectional": bidirectional,
-            "nonlinearity": nonlinearity,
-            "bias": bias,
-            "dropout": dropout,
-            "recurrent_dropout": recurrent_dropout,
-            "readout": readout,
-            "init": init,
-        }
-        dtype = dtype or torch.get_default_dtype()
-        _check_settings(self.settings, dtype)
-        check_backend(backend)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
-        self.num_layers, self.bidirectional, self.nonlinearity = num_layers, bidirectional, nonlinearity
-        self.dropout, self.recurrent_dropout = dropout, recurrent_dropout
+        self.num_layers, self.bidirectional, self.bias = num_layers, bidirectional, bias
+        self.nonlinearity, self.dropout, self.recurrent_dropout = nonlinearity, dropout, recurrent_dropout
         self.readout, self.init, self.backend, self.recompute = readout, init, backend, recompute
+        dtype = dtype or torch.get_default_dtype()
+        check_settings(self.settings, dtype)
+        check_backend(backend)
         self.names = names(num_layers, bidirectional)
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -111,6 +103,11 @@ class RNN(Verbs, nn.Module):
             self.register_parameter("bh" + name, parameter(H) if bias else None)
         self.by = parameter(output_size) if bias else None
         self.reset_parameters()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the shapes and what `forward` computes, as `save` writes them."""
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def reset_parameters(self) -> None:
         """Draws new initial weights from torch's global generator."""
@@ -131,22 +128,27 @@ class RNN(Verbs, nn.Module):
         h0: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The logits of a batch.
+        """Computes the logits of a batch.
 
-        x        (B, T, D) floats or (B, T) integer ids; one sequence, (T, D) or (T,), without the B.
-        lengths  (B,) integers in 0..T: how many steps of each row are real; all of them if None.
-        h0       (B, H), the state before the first step, with several layers or directions (layers *
-                 directions, B, H); zeros if None.
-        mask     (B, T) or, of one sequence, (T,) booleans, True at real steps: holes, padding in front and
-                 rows without a step are allowed. With lengths, a step is real where both say so.
+        Args:
+            x: (B, T, D) floats or (B, T) integer ids; one sequence, (T, D) or (T,), has no B.
+            lengths: (B,) integers in 0..T, the number of real steps of each row; T for every row if None.
+            h0: (B, H), the state before the first step, or with several layers or directions (layers *
+                directions, B, H); zeros if None.
+            mask: (B, T) booleans, (T,) for one sequence, True at real steps. Holes, padding in front and rows
+                without a real step are allowed. With lengths, a step is real where both say so.
 
-        Returns (B, C); with the readout "every" (B, T, C), where steps that are not real repeat the state
-        that is held there. A row without steps is read from its h0. Raises TypeError or ValueError as
-        `recurrence` does.
+        Returns:
+            (B, C), or (B, T, C) with the readout "every", where a step that is not real repeats the state
+            before it. A row without real steps is read from its h0.
+
+        Raises:
+            TypeError, ValueError: as `recurrence` does.
         """
         x, lengths, h0, mask, batched = self._as_batch(x, lengths, h0, mask)
         h, hT = self._recur(x, lengths, h0, mask)
-        logits = self._read(h, hT, lengths, mask) @ self.Why.t()
+        last = torch.cat([hT[-2], hT[-1]], dim=1) if self.bidirectional else hT[-1]
+        logits = read(self.readout, h, last, lengths, mask) @ self.Why.t()
         if self.by is not None:
             logits = logits + self.by
         return logits if batched else logits[0]
@@ -160,27 +162,105 @@ class RNN(Verbs, nn.Module):
         *,
         final: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The top layer's states h (B, T, directions * H); with `final` also hT, which is h0 of a next call.
+        """Computes the top layer's states h (B, T, directions * H).
 
-        hT is (B, H), with several layers or directions (layers * directions, B, H). Of one sequence neither
-        has the B. Arguments and errors are those of `forward`.
+        With `final` it also returns hT, the last states of all layers and directions, in the shape of h0: the
+        h0 of a call that continues. For one sequence, neither has a B. Arguments and errors are those of
+        `forward`.
         """
         x, lengths, h0, mask, batched = self._as_batch(x, lengths, h0, mask)
         h, hT = self._recur(x, lengths, h0, mask)
-        if len(hT) == 1:
-            hT = hT[0] if batched else hT[0, 0]
-        elif not batched:
-            hT = hT[:, 0]
-        h = h if batched else h[0]
-        return (h, hT) if final else h
+        if not batched:
+            h, hT = h[0], hT[:, 0]
+        return (h, hT[0] if len(hT) == 1 else hT) if final else h
+
+    def fit(
+        self,
+        x_train: Sequence[ArrayLike],
+        y_train: Sequence[ArrayLike],
+        epochs: int = 100,
+        learning_rate: float = 0.1,
+    ) -> list[float]:
+        """Trains as `NumpyRNN.train` does: one sequence a step, gradients clipped at 5, plain descent.
+
+        For anything larger there is `torch_rnn.training.Classifier`.
+
+        Args:
+            x_train: sequences of (T, D) floats or (T,) ids.
+            y_train: a class each; with the readout "every" a class a step, (T,).
+
+        Returns:
+            The summed loss of each epoch.
+        """
+        sequences = [self._as_example(x, y) for x, y in zip(x_train, y_train, strict=True)]
+        losses = []
+        for _ in range(epochs):
+            total = 0.0
+            for x, y_true in sequences:
+                loss = cross_entropy(self(x), y_true).sum()
+                gradients = torch.autograd.grad(loss, list(self.parameters()), materialize_grads=True)
+                with torch.no_grad():
+                    for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+                        parameter -= learning_rate * gradient.clamp(-CLIP, CLIP)
+                total += loss.item()
+            losses.append(total)
+        return losses
+
+    @torch.no_grad()
+    def predict(
+        self, x: Tensor | ArrayLike, lengths: Tensor | None = None, h0: Tensor | None = None
+    ) -> Tensor:
+        """Returns the most probable classes, int64 (B,), or (B, T) with the readout "every".
+
+        x is what `forward` takes, or an array or nested list of that shape and type; for one sequence the
+        result has no B. Texts are labelled by `torch_rnn.TextClassifier`.
+        """
+        return most_probable(self(self._as_tensor(x), lengths, h0))
+
+    @torch.no_grad()
+    def evaluate(
+        self, x: Sequence[ArrayLike], y: Sequence[ArrayLike], batch_size: int = 32
+    ) -> tuple[float, float]:
+        """Returns the mean loss and the accuracy over all scored outputs, as `NumpyRNN.evaluate` does.
+
+        Args:
+            x: sequences of (T, D) floats or (T,) ids, of any lengths.
+            y: a class each; with the readout "every" a class a step, (T,).
+
+        Raises:
+            ValueError: where nothing is scored, or x and y differ in number.
+        """
+        if len(x) != len(y):
+            raise ValueError(f"x has {len(x)} sequences and y {len(y)} labels; they must be as many")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        loss, correct, scored = 0.0, 0, 0
+        for start in range(0, len(x), batch_size):
+            batch = slice(start, start + batch_size)
+            examples = [self._as_example(x_n, y_n) for x_n, y_n in zip(x[batch], y[batch], strict=True)]
+            sequences, labels = zip(*examples, strict=True)
+            lengths = torch.tensor([len(x_n) for x_n in sequences])
+            logits = self(pad_sequence(sequences, batch_first=True), lengths)
+            if self.readout == "every":
+                logits = logits[real_steps(lengths, logits.shape[1]).to(logits.device)]
+            flat = torch.cat([label.reshape(-1) for label in labels])
+            loss += cross_entropy(logits, flat).double().sum().item()
+            correct += int((most_probable(logits) == flat).sum())
+            scored += len(flat)
+        if scored == 0:
+            raise ValueError("x is empty; evaluate needs at least one scored output")
+        return loss / scored, correct / scored
 
     def save(self, path: str | os.PathLike, **data: Any) -> None:
         """Writes weights and settings as one signed safetensors file; `data` is kept beside them as JSON.
 
-        Raises ValueError for data named "rnn" or "sha256", which are the file's own.
+        Raises ValueError or TypeError for data named "rnn" or "sha256", which are the file's own, and for
+        attributes that were changed to settings that do not exist or do not fit the weights.
         """
         if reserved := {"rnn", "sha256"} & data.keys():
             raise ValueError(f"data has {', '.join(sorted(reserved))}; these names are the file's own")
+        twin = RNN(**self.settings, device="meta", dtype=self.Why.dtype)
+        _check_shapes("this RNN", self.state_dict(), twin)
         save_weights(path, self.state_dict(), {"rnn": self.settings, **data})
 
     @classmethod
@@ -191,18 +271,19 @@ class RNN(Verbs, nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
     ) -> "RNN":
-        """The RNN that `save` wrote, in the dtype it had. Raises ValueError for a damaged or foreign file."""
+        """Reads the RNN that `save` or a training run wrote, in the dtype that it had.
+
+        path is the file, or the folder of the run. Raises ValueError for a damaged or foreign file.
+        """
+        path = model_file(path)
         tensors, data = load_weights(path)
         if "rnn" not in data or "Why" not in tensors:
             raise ValueError(
                 f"{path} holds {', '.join(sorted(tensors))}; these are not the weights of an RNN"
             )
         rnn = cls(**data["rnn"], backend=backend, device=device, dtype=tensors["Why"].dtype)
-        if set(tensors) != set(rnn.state_dict()):
-            held, needed = ", ".join(sorted(tensors)), ", ".join(sorted(rnn.state_dict()))
-            raise ValueError(f"{path} holds {held}; this RNN needs {needed}")
-        rnn.load_state_dict(tensors)
-        return rnn
+        _check_shapes(str(path), tensors, rnn)
+        return rnn._holding(tensors)
 
     @classmethod
     def from_numpy(
@@ -213,27 +294,26 @@ class RNN(Verbs, nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> "RNN":
-        """An RNN with a copy of the reference's weights."""
+        """Makes an RNN with a copy of the reference's weights."""
         sizes = (reference.input_size, reference.hidden_size, reference.output_size)
         settings = {"readout": reference.readout, "init": reference.init}
         rnn = cls(*sizes, **settings, backend=backend, device=device, dtype=dtype)
-        rnn.load_state_dict({name: torch.from_numpy(getattr(reference, name)) for name in PARAMETERS})
-        return rnn
+        return rnn._holding({name: torch.from_numpy(getattr(reference, name)) for name in PARAMETERS})
 
     @classmethod
     def from_torch(
         cls, rnn: nn.RNN, linear: nn.Linear, *, readout: str = "last", backend: str = "auto"
     ) -> "RNN":
-        """An RNN with copies of the weights of torch.nn's modules; nn.RNN's two biases are summed.
+        """Makes an RNN with copies of the weights of torch.nn's modules; nn.RNN's two biases are summed.
 
-        Where one of them has no bias, it gets one, of zeros. Raises ValueError where they do not fit.
+        Where one of the modules has no bias, it gets one of zeros. Raises ValueError where they do not fit.
         """
         settings, tensors = from_torch(rnn, linear)
         like = {"dtype": tensors["Why"].dtype, "device": tensors["Why"].device}
         return cls(**settings, readout=readout, backend=backend, **like)._holding(tensors)
 
     def to_torch(self) -> tuple[nn.RNN, nn.Linear]:
-        """nn.RNN (batch first, bias_hh zero) and nn.Linear with copies of the weights.
+        """Makes an nn.RNN (batch first, bias_hh zero) and an nn.Linear with copies of the weights.
 
         Raises ValueError for the nonlinearity "linear", which nn.RNN does not have.
         """
@@ -249,26 +329,24 @@ class RNN(Verbs, nn.Module):
         readout: str = "last",
         backend: str = "auto",
     ) -> "RNN":
-        """An RNN with the weights of Keras's SimpleRNN layers and a Dense layer, as `get_weights()` has them.
+        """Makes an RNN with the weights of Keras's SimpleRNN layers and a Dense layer (`get_weights()`).
 
-        bidirectional says whether each SimpleRNN is in a Bidirectional that joins its directions. Raises
-        ValueError for arrays of other shapes.
+        bidirectional says whether each SimpleRNN is in a Bidirectional that concatenates its directions.
+        Raises ValueError for arrays of other shapes.
         """
         settings, tensors = from_keras(weights, bidirectional)
         settings |= {"nonlinearity": nonlinearity, "readout": readout}
         return cls(**settings, backend=backend, dtype=tensors["Why"].dtype)._holding(tensors)
 
     def to_keras(self) -> list[np.ndarray]:
-        """What `set_weights` takes of a Keras model of SimpleRNN layers and a Dense layer."""
+        """Returns what `set_weights` takes of a Keras model of SimpleRNN layers and a Dense layer."""
         return to_keras(self.settings, self.state_dict())
 
     def extra_repr(self) -> str:
-        sizes = ", ".join(str(self.settings[f"{name}_size"]) for name in ("input", "hidden", "output"))
-        defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
-        chosen = [
-            f"{name}={v!r}" for name, v in self.settings.items() if "size" not in name and v != defaults[name]
-        ]
-        return ", ".join([sizes, *chosen])
+        settings = self.settings
+        sizes = [str(settings.pop(f"{name}_size")) for name in ("input", "hidden", "output")]
+        defaults = inspect.signature(RNN.__init__).parameters
+        return ", ".join(sizes + [f"{k}={v!r}" for k, v in settings.items() if v != defaults[k].default])
 
     def _holding(self, tensors: dict[str, Tensor]) -> "RNN":
         self.load_state_dict(tensors)
@@ -277,85 +355,84 @@ class RNN(Verbs, nn.Module):
     def _recur(
         self, x: Tensor, lengths: Tensor | None, h0: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """h (B, T, directions * H) and hT (layers * directions, B, H)."""
-        n = sum(len(directions) for directions in self.names)
-        if h0 is not None and n == 1:
+        """Computes h (B, T, directions * H) and hT (layers * directions, B, H)."""
+        if h0 is not None and self._recurrences == 1:
             h0 = h0[None]
         weights = [[self._weights(name) for name in directions] for directions in self.names]
         dropout = (lambda h: F.dropout(h, self.dropout)) if self.training and self.dropout else None
         settings = {"nonlinearity": self.nonlinearity, "backend": self.backend, "recompute": self.recompute}
         return layered(x, weights, h0, lengths, mask, dropout=dropout, **settings)
 
+    @property
+    def _recurrences(self) -> int:
+        """Layers times directions."""
+        return len(self.names) * len(self.names[0])
+
     def _weights(self, name: str) -> Weights:
         Wxh, bh, Whh = (getattr(self, kind + name) for kind in ("Wxh", "bh", "Whh"))
         return Weights(Wxh, bh, F.dropout(Whh, self.recurrent_dropout, self.training))
-
-    def _read(self, h: Tensor, hT: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What Why is applied to: (B, directions * H), or h itself for "every"."""
-        T = h.shape[1]
-        if self.readout == "every":
-            return h
-        last = hT[-1] if len(self.names[0]) == 1 else torch.cat([hT[-2], hT[-1]], dim=1)
-        if self.readout == "last" or T == 0:
-            return last
-        if lengths is None and mask is None:
-            return h.mean(dim=1) if self.readout == "mean" else h.amax(dim=1)
-        real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-        if lengths is not None:
-            real = real & real_steps(lengths.to(h.device), T)
-        if mask is not None:
-            real = real & mask.to(h.device)
-        if self.readout == "mean":
-            pooled = h.masked_fill(~real[..., None], 0).sum(dim=1) / real.sum(dim=1).clamp(min=1)[:, None]
-        else:
-            pooled = h.masked_fill(~real[..., None], -torch.inf).amax(dim=1)
-        return torch.where(real.any(dim=1)[:, None], pooled, last)  # without a step, the last state is h0
 
     def _as_batch(
         self, x: Tensor, lengths: Tensor | None, h0: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, bool]:
         """Gives one sequence a batch dimension of 1; the last item says whether x had one already."""
-        n, D, H = len(self.names) * len(self.names[0]), self.input_size, self.hidden_size
-        batched = not isinstance(x, Tensor) or x.dim() != (2 if x.is_floating_point() else 1)
-        if not batched:
-            if x.is_floating_point() and x.shape[1] != D:
-                raise ValueError(f"x has shape {tuple(x.shape)}; floats must be (B, T, {D}) or (T, {D})")
-            if lengths is not None:
-                raise ValueError("lengths is given for one sequence; it must be None where x has no batch")
-        if isinstance(x, Tensor) and x.dim() > 0:
-            B = (x.shape[0],) if batched else ()
-            if h0 is not None:
-                check_tensor("h0", h0, (*B, H) if n == 1 else (n, *B, H), self.Why)
-            if mask is not None:
-                check_mask(mask, tuple(x.shape[: 2 if batched else 1]))
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            return x, lengths, h0, mask, True  # `recurrence` refuses it
+        batched = x.dim() != (2 if x.is_floating_point() else 1)
+        self._check_shapes(x, lengths, h0, mask, batched)
         if batched:
             return x, lengths, h0, mask, True
         if h0 is not None:
-            h0 = h0[None] if n == 1 else h0[:, None]
+            h0 = h0[None] if self._recurrences == 1 else h0[:, None]
         return x[None], None, h0, None if mask is None else mask[None], False
 
+    def _check_shapes(
+        self, x: Tensor, lengths: Tensor | None, h0: Tensor | None, mask: Tensor | None, batched: bool
+    ) -> None:
+        if not batched and x.is_floating_point() and x.shape[1] != self.input_size:
+            D = self.input_size
+            raise ValueError(f"x has shape {tuple(x.shape)}; floats must be (B, T, {D}) or (T, {D})")
+        if not batched and lengths is not None:
+            raise ValueError("lengths is given for one sequence; it must be None where x has no batch")
+        if h0 is not None:
+            layers = () if self._recurrences == 1 else (self._recurrences,)
+            check_tensor("h0", h0, (*layers, *x.shape[: int(batched)], self.hidden_size), self.Why)
+        if mask is not None:
+            check_mask(mask, tuple(x.shape[: 1 + batched]))
 
-def _check_settings(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-        size = settings[name]
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise TypeError(f"{name} is {size!r}; it must be a whole number")
-        if size < 1:
-            raise ValueError(f"{name} is {size}; it must be at least 1")
-    for name in ("bidirectional", "bias"):
-        if not isinstance(settings[name], bool):
-            raise TypeError(f"{name} is {settings[name]!r}; it must be True or False")
-    for name in ("dropout", "recurrent_dropout"):
-        if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
-            raise TypeError(f"{name} is {settings[name]!r}; it must be a number")
-        if not 0 <= settings[name] < 1:
-            raise ValueError(f"{name} is {settings[name]}; it must be at least 0 and below 1")
-    if settings["dropout"] and settings["num_layers"] == 1:
-        raise ValueError(
-            f"dropout is {settings['dropout']}; it acts between layers, so with one it must be 0"
-        )
-    for name, allowed in (("nonlinearity", NONLINEARITIES), ("readout", READOUTS), ("init", INITS)):
-        if settings[name] not in allowed:
-            raise ValueError(f"{name} is {settings[name]!r}; it must be one of {', '.join(allowed)}")
-    if dtype not in DTYPES:
-        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+    def _as_tensor(self, x: Tensor | ArrayLike) -> Tensor:
+        """Returns ids, or floats in the parameters' dtype, on their device. Their values are checked."""
+        if not isinstance(x, Tensor):
+            x = np.asarray(x)
+            if x.dtype.kind in "US":
+                raise TypeError("x is text; it must be ids or numbers. torch_rnn.TextClassifier labels texts")
+            x = torch.as_tensor(x if x.size else np.empty(x.shape, dtype=int))
+        check_values(x, self.input_size, None, None)
+        return x.to(self.Wxh.device, self.Wxh.dtype if x.is_floating_point() else None)
+
+    def _as_example(self, x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
+        """Returns one sequence, (T, D) or (T,), and its label, (T,) labels with the readout "every"."""
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        x = self._as_tensor(x.to(self.Wxh.dtype) if x.dim() == 2 else x.long() if len(x) == 0 else x)
+        if y.dtype == torch.bool or (y.is_floating_point() and torch.equal(y, y.round())):
+            y = y.long()
+        check_labels(y, x.shape[:1] if self.readout == "every" else (), self.output_size)
+        return x, y.to(self.Wxh.device)
+
+
+def model_file(path: str | os.PathLike) -> Path:
+    """Returns the weights file of a run's folder; any other path as it is."""
+    path = Path(path)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _check_shapes(owner: str, tensors: dict[str, Tensor], rnn: RNN) -> None:
+    """Raises ValueError where the tensors are not those that the RNN's settings need."""
+    needed = {name: tuple(tensor.shape) for name, tensor in rnn.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if held != needed:
+        raise ValueError(f"{owner} holds {_listing(held)}; its settings need {_listing(needed)}")
+
+
+def _listing(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))

@@ -30,7 +30,9 @@ def check(x: Tensor, Wxh: Tensor, bh: Tensor, Whh: Tensor, h0: Tensor | None, le
 def check_weights(Wxh: Tensor, bh: Tensor, Whh: Tensor) -> None:
     _is_tensor("Wxh", Wxh)
     if Wxh.dtype not in DTYPES:
-        raise TypeError(f"Wxh is {Wxh.dtype}; it must be {_either(DTYPES)}")
+        raise TypeError(
+            f"Wxh is {Wxh.dtype}; it must be {_either(DTYPES)}: convert an RNN by .float() or .bfloat16()"
+        )
     if Wxh.dim() != 2:
         raise ValueError(f"Wxh has shape {tuple(Wxh.shape)}; it must be (H, D)")
     H = Wxh.shape[0]

@@ -1,7 +1,7 @@
-"""Label texts, given as arguments or a line each on standard input, with a trained model.
+"""Label texts, given as arguments or one a line on standard input, with a trained model.
 
-Prints the label, its probability and the text, separated by tabs. Reads model.safetensors alone. Lines that
-are typed are answered one by one, lines from a pipe 64 at a time.
+Prints the label, its probability and the text, separated by tabs. Lines that are typed are answered one by
+one, lines from a pipe or a file 64 at a time.
 """
 
 import argparse
@@ -10,57 +10,34 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import torch
-
-from torch_rnn import RNN
-from torch_rnn.data.batches import collate
-from torch_rnn.nn.weights import load_weights
+from torch_rnn import TextClassifier
 
 BATCH = 64
 
 
-def predictions(model: Path, texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
-    """For each text the most probable class, its probability, and the text. Raises ValueError for a model
-    that was not trained on text."""
-    from torch_rnn.data.text import Vocabulary, tokenize
-
-    rnn = RNN.load(model)
-    _, about = load_weights(model)
-    if "text" not in about:
-        raise ValueError(f"{model} was trained on {about.get('dataset', 'other data')}, not on text")
-    vocabulary, maxlen = Vocabulary(about["text"]["vocabulary"]), about["text"]["maxlen"]
-    if len(vocabulary) > rnn.input_size:
-        raise ValueError(
-            f"{model} has {len(vocabulary):,} words and weights for {rnn.input_size:,}; its vocabulary is "
-            f"another one's: train again"
-        )
-    texts = iter(texts)
-    size = 1 if sys.stdin.isatty() else BATCH
+def predictions(model: TextClassifier, texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
+    """Yields for each text the most probable class, its probability, and the text."""
+    texts, size = iter(texts), 1 if sys.stdin.isatty() else BATCH
     while batch := list(islice(texts, size)):
-        x, lengths, *_ = collate(
-            [vocabulary.encode(tokenize(text)[-maxlen:]) for text in batch], [0] * len(batch)
-        )
-        with torch.no_grad():
-            logits = rnn(x, lengths)
-        p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-        p = torch.cat([1 - p, p], dim=1) if logits.shape[1] == 1 else p  # (B, classes)
-        for text, row in zip(batch, p, strict=True):
-            yield about["classes"][int(row.argmax())], float(row.max()), text
+        for text, row in zip(batch, model.probabilities(batch), strict=True):
+            yield model.classes[int(row.argmax())], float(row.max()), text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN_FOLDER", help="what a training run left, or its model file"
-    )
-    parser.add_argument("texts", nargs="*", metavar="text", help="none: a text a line on standard input")
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a training run, or its model file")
+    parser.add_argument("texts", nargs="*", metavar="text", help="none: one text a line on standard input")
     chosen = parser.parse_args()
-    model = chosen.run / "model.safetensors" if chosen.run.is_dir() else chosen.run
+    for text in chosen.texts:
+        if Path(text).suffix and len(text) < 1000 and Path(text).is_file():
+            parser.error(
+                f"{text} is a file, not a text; to label its lines: predict.py {chosen.run} < {text}"
+            )
     lines = (line.rstrip("\n") for line in sys.stdin)
     try:
-        for label, probability, text in predictions(model, chosen.texts or lines):
+        for label, probability, text in predictions(TextClassifier.load(chosen.run), chosen.texts or lines):
             print(f"{label}\t{probability:.4f}\t{text}", flush=True)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

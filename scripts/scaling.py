@@ -22,7 +22,8 @@ from rich.progress import track
 from rich.table import Table
 
 from torch_rnn.data.batches import Shard
-from torch_rnn.training.cli import CLI, speak_plainly
+from torch_rnn.training.cli import CLI
+from torch_rnn.training.run import configure_output
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCHES = 200, 50
@@ -102,7 +103,7 @@ def main() -> int:
         parser.error(f"--processes is {chosen.processes}; each must be at least 1")
     if not any(of.startswith("--config") for of in settings):
         settings = ["--config", str(ROOT / "configs" / "imdb.yaml"), *settings]
-    speak_plainly()
+    configure_output()
     plan = [processes for _ in range(chosen.turns) for processes in chosen.processes]
     found = [(processes, trained(processes, chosen.rows, settings)) for processes in track(plan, "training")]
     speeds, rows = Table("processes", "ms a step", "tokens a second", "efficiency"), {}

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from torch_rnn import NumpyRNN
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 X_TRAIN, Y_TRAIN = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 if __name__ == "__main__":
     sys.exit(main(Path(__file__).parents[1] / "configs" / "imdb.yaml"))

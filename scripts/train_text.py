@@ -6,7 +6,7 @@ Each is a .csv, .tsv or .jsonl file with text and label, or a folder of .txt fil
 import sys
 from pathlib import Path
 
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 if __name__ == "__main__":
     sys.exit(main(Path(__file__).parents[1] / "configs" / "text.yaml"))

@@ -24,7 +24,7 @@ from torch_rnn.data.tokens import write_tokens
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
 from torch_rnn.nn.module import RNN
-from torch_rnn.training.checkpoint import FOLDER, LAST, newest, read_checkpoint, write_checkpoint
+from torch_rnn.training.checkpoint_file import FOLDER, LAST, newest, read_checkpoint, write_checkpoint
 
 
 def kills_in_save(work: Path, tries: int) -> Found:

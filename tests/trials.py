@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from torch_rnn.training import cli
-from torch_rnn.training.checkpoint import FOLDER, LAST, Checkpoints, read_checkpoint
+from torch_rnn.training import entry
+from torch_rnn.training.checkpoint import Checkpoints
+from torch_rnn.training.checkpoint_file import FOLDER, LAST, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT, CONFIG = ROOT / "scripts" / "train_imdb.py", ROOT / "configs" / "quickstart.yaml"
@@ -53,7 +54,7 @@ def arguments(folder: Path, settings: dict[str, object]) -> list[str]:
 def train(folder: Path, settings: dict[str, object], *more: str) -> tuple[int, str]:
     """A run in this process: its exit status, and what it printed as an error."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
-        status = cli.main(CONFIG, [*arguments(folder, settings), *more])
+        status = entry.main(CONFIG, [*arguments(folder, settings), *more])
     return status, error.getvalue().strip()
 
 

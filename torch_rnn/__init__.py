@@ -4,8 +4,16 @@ Start at reference.py, the whole model in NumPy. Then, from below: ops computes 
 module around it, data turns texts into batches, training fits a module to them, benchmarks compares it.
 """
 
-from torch_rnn.nn import RNN, compat
-from torch_rnn.ops import recurrence
-from torch_rnn.reference import NumpyRNN
+from torch_rnn import lazy
 
-__all__ = ["RNN", "NumpyRNN", "compat", "recurrence"]
+__all__ = ["RNN", "NumpyRNN", "TextClassifier", "compat", "recurrence"]
+__getattr__ = lazy.loader(
+    __name__,
+    {
+        "RNN": "nn.module",
+        "NumpyRNN": "reference",
+        "TextClassifier": "training.text_classifier",
+        "compat": "nn.compat",
+        "recurrence": "ops",
+    },
+)

@@ -6,15 +6,16 @@ from typing import Any
 
 
 def loader(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns a package's `__getattr__` (PEP 562). modules: for each public name the module that defines it.
+    """Returns a `__getattr__` for a package (PEP 562).
 
-    A name that is the module's own is the module itself.
+    modules gives for each public name the module below the package that defines it. A module whose own name
+    is the public one is returned itself.
     """
 
     def load(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(f"{package}.{modules[name]}")
-        return module if name == modules[name] else getattr(module, name)
+        return module if modules[name].endswith(name) else getattr(module, name)
 
     return load

@@ -7,7 +7,7 @@ import pytest
 
 from torch_rnn.data.addition import Addition, pairs
 from torch_rnn.nn.module import RNN
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 ADDITION = Path(__file__).parents[2] / "configs" / "addition.yaml"
 

@@ -8,7 +8,7 @@ import torch
 
 from torch_rnn.data.grammar import CONTRASTS, Grammar, corpus
 from torch_rnn.data.text import tokenize
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

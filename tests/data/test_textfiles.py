@@ -10,7 +10,7 @@ from torch_rnn import RNN
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.textfiles import TextFiles
 from torch_rnn.nn.weights import load_weights
-from torch_rnn.training.cli import main
+from torch_rnn.training import main
 
 WRITE = {".csv": write_table, ".jsonl": write_lines, "": write_folder}
 

@@ -12,16 +12,16 @@ import trials
 from trials import SMALL, differences, stopped_at, train
 
 from torch_rnn.errors import RunError
-from torch_rnn.training.checkpoint import (
+from torch_rnn.training.checkpoint import Checkpoints
+from torch_rnn.training.checkpoint_file import (
     FOLDER,
     LAST,
     PREVIOUS,
-    Checkpoints,
     newest,
     read_checkpoint,
-    seed_step,
     write_checkpoint,
 )
+from torch_rnn.training.seeding import seed_step
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_auto_starts_what_has_not_begun_and_reports_what_is_done(undisturbed, tm
     assert train(folder, SMALL, "--resume", "auto") == (0, "")
     assert differences(folder, undisturbed) == []
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert trials.cli.main(trials.CONFIG, [*trials.arguments(folder, SMALL), "--resume", "auto"]) == 0
+    assert trials.entry.main(trials.CONFIG, [*trials.arguments(folder, SMALL), "--resume", "auto"]) == 0
     printed = capsys.readouterr().out
     assert f"{json.loads((folder / 'results.json').read_text())['test']['accuracy']:.2%}" in printed
     assert printed.rstrip().endswith("results.json")

@@ -103,7 +103,7 @@ def test_cosine_schedule():
 def test_refuses_bad_settings():
     with pytest.raises(ValueError, match="learning_rate is 0; it must be above 0"):
         Classifier(9, 5, learning_rate=0)
-    with pytest.raises(ValueError, match="optimizer is 'lion'; it must be adam or sgd"):
+    with pytest.raises(ValueError, match="optimizer is 'lion'; it must be adam, adamw or sgd"):
         Classifier(9, 5, optimizer="lion")
     with pytest.raises(ValueError, match="schedule is 'step'; it must be constant or cosine"):
         Classifier(9, 5, schedule="step")

@@ -15,7 +15,8 @@ from made_reviews import write_archive
 
 from torch_rnn import RNN
 from torch_rnn.nn.weights import load_weights
-from torch_rnn.training.cli import CLI, main
+from torch_rnn.training import main
+from torch_rnn.training.cli import CLI
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [

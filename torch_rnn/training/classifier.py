@@ -1,4 +1,4 @@
-"""Classifier: the RNN in training. logits -> loss -> metrics; the optimiser; what is logged."""
+"""Classifier: the LightningModule that trains an RNN. logits -> loss -> metrics, the optimiser, the logs."""
 
 import math
 from contextlib import nullcontext
@@ -17,21 +17,27 @@ from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 
 WARMUP = 0.05
-"""The part of all steps in which the cosine schedule's learning rate grows from zero."""
+"""The fraction of the steps in which the learning rate of the cosine schedule grows from zero."""
 
 
 class Classifier(LightningModule):
     """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
 
-    input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout, recurrent_dropout,
-    readout, init, backend   the RNN's own; output_size None: as many as n_classes need, which are 1 for two.
-    optimizer      "adam" (Kingma and Ba, 2015) or "sgd", plain descent as in the article.
-    learning_rate  of every step, or with the "cosine" schedule its highest.
-    schedule       "constant", or "cosine": 5 % of the steps up to it, then half a cosine down to zero
-                   (Loshchilov and Hutter, 2017, without restarts).
+    It logs for each split the loss in nats and the accuracy, both over all scored outputs. Every
+    `log_every_n_steps` it also logs the batch's loss and the gradient's norm before clipping.
 
-    Logged a split: loss in nats and accuracy, both over all scored outputs. While training, every
-    `log_every_n_steps`: the batch's loss and the gradient's norm, as it is before clipping.
+    Args:
+        input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout,
+            recurrent_dropout, readout, init, backend: as in `RNN`. With output_size None the RNN has the
+            outputs that n_classes need: 1 for two classes.
+        optimizer: "adam" (Kingma and Ba, 2015), "adamw" (Loshchilov and Hutter, 2019) or "sgd", plain descent
+            as in the article.
+        learning_rate: of every step, or the highest one of the "cosine" schedule.
+        schedule: "constant", or "cosine": linear growth in the first 5 % of the steps, then half a cosine
+            down to zero (Loshchilov and Hutter, 2017, without restarts).
+        weight_decay: the fraction of each matrix that "adamw" subtracts in a step, times the learning rate;
+            biases do not decay.
+        n_classes: the number of classes of the data.
     """
 
     def __init__(
@@ -47,18 +53,25 @@ class Classifier(LightningModule):
         readout: Literal["last", "mean", "max", "every"] = "last",
         init: Literal["orthogonal", "seed"] = "orthogonal",
         backend: str = "auto",
-        optimizer: Literal["adam", "sgd"] = "adam",
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         learning_rate: float = 0.001,
         schedule: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
         n_classes: int = 2,
     ):
         super().__init__()
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
-        if optimizer not in ("adam", "sgd"):
-            raise ValueError(f"optimizer is {optimizer!r}; it must be adam or sgd")
+        if optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"optimizer is {optimizer!r}; it must be adam, adamw or sgd")
         if schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {schedule!r}; it must be constant or cosine")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+        if weight_decay and optimizer != "adamw":
+            raise ValueError(
+                f"weight_decay is {weight_decay}; {optimizer} has none, it must be 0 or with adamw"
+            )
         self.rnn = RNN(
             input_size,
             hidden_size,
@@ -72,36 +85,39 @@ class Classifier(LightningModule):
             init=init,
             backend=backend,
         )
-        self.optimizer, self.learning_rate, self.schedule = optimizer, learning_rate, schedule
+        self.optimizer, self.weight_decay = optimizer, weight_decay
+        self.learning_rate, self.schedule = learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
-        self.scored: dict[str, int] = {}  # by split, how many outputs its last metrics are of
+        self.scored: dict[str, int] = {}  # the number of outputs behind the last metrics of each split
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.rnn(x, lengths)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = self._stacked("train") if "train" in self._sums else torch.zeros(3, dtype=torch.double)
-        checkpoint["sums"] = self.all_gather(sums).reshape(-1, 3)  # a row of each process
+        checkpoint["sums"] = self.all_gather(sums).reshape(-1, 3)  # one row for each process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = checkpoint["sums"].to(self.device)
-        if len(sums) != self.trainer.world_size:  # then the first process goes on with all of them
+        if len(sums) != self.trainer.world_size:  # the first process takes over all of them
             sums = torch.stack([sums.sum(dim=0), *[sums[0] * 0] * (self.trainer.world_size - 1)])
         self._sums = {"train": list(sums[self.trainer.global_rank])}
-        # Lightning makes a model float64 only after it has read the weights, which would round them.
+        # Lightning makes a model float64 only after it has read the weights, and would round them.
         self.rnn.to(checkpoint["state_dict"]["rnn.Why"].dtype)
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
-        loss = self._score("train", batch)
-        logs, world = self._logs_this_step(), self.trainer.world_size
-        if logs or (
-            world == 1 and loss.device.type == "cpu"
-        ):  # a GPU, or other processes, are waited for seldom
-            of_all = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
-            if not math.isfinite(of_all.item()):
+        total, scored = self._score("train", batch)
+        scored = scored if batch.scored is None else batch.scored
+        world = self.trainer.world_size
+        # DDP takes the mean over the processes; this makes it the mean over the outputs of the whole batch.
+        loss = total * world / (max(scored, 1) if isinstance(scored, int) else scored.clamp(min=1))
+        logs = self._logs_this_step()
+        if logs or (world == 1 and loss.device.type == "cpu"):  # reading it makes the host wait elsewhere
+            mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
+            if not math.isfinite(mean.item()):
                 raise diverged("the loss", self.trainer.global_step + 1)
             if logs:
-                self.log("train/batch_loss", of_all, prog_bar=True)
+                self.log("train/batch_loss", mean, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, step: int) -> None:
@@ -125,26 +141,31 @@ class Classifier(LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def configure_optimizers(self):
+        matrices = [parameter for parameter in self.parameters() if parameter.dim() > 1]
+        biases = [parameter for parameter in self.parameters() if parameter.dim() == 1]
+        fused = (
+            "mixed" not in self.trainer.precision
+        )  # Lightning cannot clip the scaled gradients of a fused one
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
-        else:
-            fused = (
-                "mixed" not in self.trainer.precision
-            )  # Lightning cannot clip a fused one's scaled gradients
+        elif self.optimizer == "adam":
             optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
+        else:
+            groups = [
+                {"params": matrices, "weight_decay": self.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
         if self.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _score(self, split: str, batch: Batch) -> Tensor:
-        """The loss that DDP's mean over all processes makes the mean over the whole batch's scored outputs.
-
-        Those of this process are added to the split's sums.
-        """
-        x, lengths, labels, of_all, _ = batch
-        # SequenceData has looked at all values once.
+    def _score(self, split: str, batch: Batch) -> tuple[Tensor, Tensor | int]:
+        """Returns the summed loss of this process's outputs and their number, and adds both to the sums."""
+        x, lengths, labels, *_ = batch
+        # SequenceData has checked all values once.
         with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
             logits = self.rnn(x, lengths)
             losses = cross_entropy(logits, labels)
@@ -155,12 +176,10 @@ class Classifier(LightningModule):
         else:
             scored = labels.numel()
         loss = losses.sum()
-        of_all = scored if of_all is None else of_all
         sums = self._sums.setdefault(split, [0, 0, 0])
         for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):
             sums[i] = sums[i] + value
-        loss = loss * self.trainer.world_size
-        return loss / max(of_all, 1) if isinstance(of_all, int) else loss / of_all.clamp(min=1)
+        return loss, scored
 
     def _log_means(self, split: str, prog_bar: bool = False) -> None:
         if split not in self._sums:  # no batch
@@ -173,16 +192,16 @@ class Classifier(LightningModule):
         self.log(f"{split}/accuracy", (hits / scored).float(), prog_bar=prog_bar)
 
     def _stacked(self, split: str) -> Tensor:
-        """The split's sums (3,) in float64."""
-        return torch.stack([torch.as_tensor(of, device=self.device).double() for of in self._sums[split]])
+        """Returns the split's sums (3,) in float64."""
+        return torch.stack([torch.as_tensor(sum, device=self.device).double() for sum in self._sums[split]])
 
     def _logs_this_step(self) -> bool:
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
 
 def cosine(step: int, steps: int) -> float:
-    """The learning rate's factor at a step: linear from 0 to 1, then half a cosine from 1 to 0."""
+    """Returns the learning rate's factor at a step: linear from 0 to 1, then half a cosine from 1 to 0."""
     warmup = WARMUP * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (steps - warmup))))
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))

@@ -1,4 +1,4 @@
-"""metrics.csv: what is logged while a run trains, a row each time; restarts leave no trace in it."""
+"""metrics.csv: one row for each log call of a training. After a resume, the file holds no row twice."""
 
 import csv
 import io
@@ -16,8 +16,7 @@ from torch_rnn.files import write_atomically
 class Metrics(Logger):
     """Appends rows to a CSV file: epoch, step, and the other columns in the order in which they first came.
 
-    `text()` is all rows so far, `restore(text)` makes the file hold these and no others. Raises RunError
-    where the disk does not take a row.
+    Raises RunError where the disk refuses a row.
     """
 
     def __init__(self, path: Path):
@@ -50,16 +49,16 @@ class Metrics(Logger):
             self._append(row)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Does nothing: config.yaml holds them."""
 
     def text(self) -> str:
+        """Returns all rows so far."""
         return self._csv(self.rows, header=True)
 
     @rank_zero_only
     def restore(self, text: str) -> None:
-        reader = csv.DictReader(io.StringIO(text))
-        self.rows = [{name: value for name, value in row.items() if value} for row in reader]
-        self.columns = list(reader.fieldnames or ["epoch", "step"])
+        """Makes the file hold the rows of an earlier `text()` and no others."""
+        self.columns, self.rows = parse(text)
         self._write()
 
     def _write(self) -> None:
@@ -90,3 +89,10 @@ class Metrics(Logger):
         return RunError(
             f"{self.path} cannot be written ({error.strerror}); make room, then go on with --resume auto"
         )
+
+
+def parse(text: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the columns and the rows, without empty cells, of what `Metrics.text` returned."""
+    reader = csv.DictReader(io.StringIO(text))
+    rows = [{name: value for name, value in row.items() if value} for row in reader]
+    return list(reader.fieldnames or ["epoch", "step"]), rows

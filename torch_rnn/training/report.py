@@ -1,4 +1,4 @@
-"""metrics -> results.json, curves.png and a table: what a run leaves behind beside its weights."""
+"""metrics -> results.json, curves.png and a table: what a run leaves beside its weights."""
 
 import csv
 import json
@@ -22,19 +22,20 @@ from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.files import write_atomically
 from torch_rnn.training.classifier import Classifier
 
+METRICS, CURVES = "metrics.csv", "curves.png"
 PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
 
 
 class Clock(Callback):
-    """Counts the steps and tokens of the training, and the seconds that they took without validation.
+    """Counts the training steps, their tokens, and the seconds that they took without validation.
 
-    Of a run that was stopped and resumed it counts all parts; `elapsed` is the time since it began, as far as
-    it was running and what it did was not lost.
+    Totals include the time before a resume, but not the work that was lost between checkpoint and kill.
+    `elapsed` is the whole time of the run.
     """
 
     def __init__(self) -> None:
         self.steps, self.tokens, self.seconds = 0, 0, 0.0
-        self._since: float | None = None  # when it was started; None while it stands
+        self._since: float | None = None  # None while the clock is stopped
         self._began = time.perf_counter()
 
     @property
@@ -88,14 +89,20 @@ def results(
     data: SequenceData,
     clock: Clock,
     scores: Mapping[str, Mapping[str, float]],
+    best_epoch: int,
 ) -> dict[str, Any]:
-    """What results.json holds. scores: for "validation" and "test" the metrics that the Trainer returned."""
+    """Returns what results.json holds.
+
+    scores has for "validation" and "test" the metrics that the Trainer returned; best_epoch (from 1) is
+    the epoch of the weights that were scored.
+    """
     device = trainer.strategy.root_device
     return {
         "dataset": data.name,
         **{split: _scores(split, metrics, model) for split, metrics in scores.items()},
         "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
         "epochs": trainer.current_epoch,
+        "best_epoch": best_epoch,
         "seed": data.seed,
         "seconds": round(clock.elapsed, 2),
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
@@ -108,14 +115,17 @@ def results(
 
 
 def write_results(path: Path, found: Mapping[str, Any]) -> None:
-    """Writes results.json, atomically: where it stands, the run is finished."""
+    """Writes results.json atomically, since its presence means that the run is finished."""
     text = json.dumps(found, indent=2) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def print_results(found: Mapping[str, Any], remarks: list[str], console: Console) -> None:
-    """The figures that a reader looks for first, as a table, and the data's own remarks."""
-    table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
+    """Prints the main figures as a table, and the data's own remarks."""
+    table = Table(
+        title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs",
+        caption=f"Scores of the best checkpoint, of epoch {found['best_epoch']}",
+    )
     for column in ("split", "accuracy", "loss", "n"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("validation", "test"):
@@ -131,7 +141,7 @@ def print_results(found: Mapping[str, Any], remarks: list[str], console: Console
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Loss, accuracy and gradient norm by step, from metrics.csv to a PNG."""
+    """Draws loss, accuracy and gradient norm by step from metrics.csv, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,7 +174,7 @@ def _scores(split: str, metrics: Mapping[str, float], model: Classifier) -> dict
 
 
 def _peak_memory(device: torch.device) -> int:
-    """In bytes: of the GPU, or else of the whole process."""
+    """Returns the peak in bytes, of the GPU or else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,8 +8,11 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + ((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ())
 
 
-class Stopped(Exception):
-    """The run has ended because a signal asked for it; `step` is the one that was saved, if any was."""
+class Stopped(BaseException):
+    """Ends a run because a signal asked for it; `step` is the step that was saved, if one was.
+
+    Like KeyboardInterrupt it is no Exception, so that no library's `except Exception` hides it.
+    """
 
     def __init__(self, signum: int, step: int | None = None):
         self.signum, self.step = signum, step
@@ -19,10 +22,11 @@ class Stopped(Exception):
 
 
 class Stop:
-    """What a signal has asked for. As a context it listens; within, a signal ends the run at once, or waits.
+    """Receives signals while it is used as a context. A signal either raises Stopped at once or is noted.
 
-    requested   the signal's number, None while there was none. A second Ctrl-C never waits.
-    waits       whether a signal is only noted.
+    Attributes:
+        requested: the number of the signal that came, or None.
+        waits: whether a signal is only noted. A second Ctrl-C raises Stopped all the same.
     """
 
     def __init__(self) -> None:
@@ -41,14 +45,19 @@ class Stop:
             signal.signal(signum, handler)
 
     def listen(self) -> None:
-        """Takes the signals over; again, where another library has put its own handlers in the way."""
+        """Installs the handlers, again where another library has installed its own meanwhile."""
         for signum in self._before:
             signal.signal(signum, self._receive)
 
     def wait_for_the_step(self) -> None:
-        """From here on a signal is only noted: whoever runs the steps looks at `requested`, and saves."""
+        """Makes signals wait: from here on the training loop looks at `requested` after each step."""
         self.listen()
         self.waits = True
+
+    def raise_if_requested(self) -> None:
+        """Raises Stopped where a signal has come and a library has hidden the exception."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.requested == signum == signal.SIGINT

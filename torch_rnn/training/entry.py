@@ -1,0 +1,54 @@
+"""The entry of every training script: exit status and one line for whatever ends a run."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch_rnn.errors import RunError
+from torch_rnn.training.signals import Stop, Stopped
+
+
+def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
+    """Trains, lets validation choose the weights, tests them once and reports.
+
+    Args:
+        default_config: the configuration where the arguments have no --config.
+        arguments: those of the command line if None.
+
+    Returns:
+        The exit status: 0, or 2 after one sentence for a run that cannot be done, or 128 + the number of the
+        signal that has stopped it.
+    """
+    try:
+        with Stop() as stop:
+            from torch_rnn.training.run import run  # takes seconds, in which a signal may come
+
+            stop.raise_if_requested()
+            run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
+    except (RunError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        name, why = error.filename or "a file", error.strerror or error
+        print(
+            f"error: {name} cannot be written or read ({why}); mend that, then --resume auto", file=sys.stderr
+        )
+        return 2
+    return 0
+
+
+def config_first(arguments: Sequence[str], default_config: Path) -> list[str]:
+    """Moves --config before the other arguments, which it must not overwrite; adds it where it is missing."""
+    configs, others, pending = [], [], iter(arguments)
+    for argument in pending:
+        if argument in ("--config", "-c"):
+            configs += [argument, *([value] if (value := next(pending, None)) is not None else [])]
+        elif re.match("(--config|-c)=", argument):
+            configs.append(argument)
+        else:
+            others.append(argument)
+    return [*(configs or ["--config", str(default_config)]), *others]

@@ -1,0 +1,188 @@
+"""One run from its arguments to its report: train, let validation choose the weights, test them once."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.errors import RunError
+from torch_rnn.files import remove_parts
+from torch_rnn.training.checkpoint_file import FOLDER, checkpoints_in, newest
+from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.cli import CLI
+from torch_rnn.training.loggers import rewind
+from torch_rnn.training.metrics import parse
+from torch_rnn.training.report import CURVES, METRICS, draw_curves, print_results, results, write_results
+from torch_rnn.training.resume import RESULTS, check_checkpoint, check_same_run, is_longer, read_finished
+from torch_rnn.training.signals import Stop
+
+MODEL = "model.safetensors"
+
+
+def run(arguments: Sequence[str], stop: Stop) -> None:
+    """Does a run, continues it from where it was stopped, or prints the report of a finished one.
+
+    Raises RunError for what cannot be run, Stopped for a signal.
+    """
+    configure_output()
+    check_torchrun()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds mistakes, and takes time
+    cli = CLI(arguments)
+    if cli.check:
+        print(f"the settings are valid; the run would be in {cli.folder}")
+        return
+    cli.checkpoints.stop = stop
+    if cli.trainer.fast_dev_run:
+        train(cli, None)
+        return
+    # Only the first process writes before all have begun to train, so all find the same files here.
+    with claimed(cli.folder) if rank_zero_only.rank == 0 else nullcontext():
+        if (cli.folder / RESULTS).exists() and not continues_finished(cli):
+            report_again(cli)
+            return
+        checkpoint = checkpoint_to_resume(cli)
+        if rank_zero_only.rank == 0:
+            (cli.folder / RESULTS).unlink(missing_ok=True)  # of the shorter run that goes on
+        scores = train(cli, checkpoint)
+        if cli.trainer.is_global_zero:
+            report(cli, scores)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes the folder, locks it for one run, and removes the temporary files of a killed one.
+
+    Raises RunError where another run has locked it, or where it cannot be made.
+    """
+    elsewhere = "name another with --trainer.default_root_dir"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+        remove_parts(folder)
+        remove_parts(folder / FOLDER)
+    except Timeout as error:
+        raise RunError(f"{folder} is in use by another run; {elsewhere}") from error
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error}); {elsewhere}") from error
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def check_torchrun() -> None:
+    """Raises RunError where processes that torchrun restarts would wait for those that have died.
+
+    torchrun would give them the store in which these have left their addresses (PyTorch's issue 135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise RunError(
+            "torchrun --max-restarts restarts processes into a store of those that have died; set the "
+            "environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+        )
+
+
+def continues_finished(cli: CLI) -> bool:
+    """Whether a finished run is to be trained longer. Raises RunError where the settings do not allow it."""
+    if cli.resume is None:
+        return False
+    _, before = read_finished(cli.folder)
+    check_same_run(before, cli.settings())
+    return is_longer(before, cli.settings())
+
+
+def checkpoint_to_resume(cli: CLI) -> dict[str, Any] | None:
+    """Returns the checkpoint to go on from and its path as "path"; None for the start.
+
+    Raises RunError where a start would overwrite a run, or the checkpoint is of another one.
+    """
+    if cli.resume is None and checkpoints_in(cli.folder):
+        raise RunError(
+            f"{cli.folder} holds a run that did not finish: go on with it with --resume auto, delete it, or "
+            f"name another with --trainer.default_root_dir"
+        )
+    if cli.resume is None:
+        return None
+    path = newest(cli.folder) if cli.resume == "auto" else Path(cli.resume)
+    return None if path is None else {**check_checkpoint(path, cli.settings()), "path": path}
+
+
+def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str, float]]:
+    """Trains, from a checkpoint or from the start, and tests; returns the scores of validation and test."""
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if checkpoint is not None:
+        rewind(trainer.loggers, checkpoint["loggers"], parse(checkpoint["metrics"])[1])
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint and checkpoint["path"])
+    except MisconfigurationException as error:
+        raise RunError(str(error)) from error
+    if cli.checkpoints.best is not None:
+        model.load_state_dict(cli.checkpoints.best)
+    elif not trainer.fast_dev_run:
+        raise RunError("nothing was chosen: at least one epoch must be trained and validated")
+    loggers, trainer.loggers = trainer.loggers, []  # the validation that chose the weights is logged already
+    (validation,) = trainer.validate(model, datamodule=data, verbose=False)
+    trainer.loggers = [logger for logger in loggers if logger is not cli.checkpoints.metrics]
+    (test,) = trainer.test(model, datamodule=data, verbose=False)
+    return {"test": test, "validation": validation}
+
+
+def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
+    """Writes the picture, the model and, last, the results into the run's folder, and prints them."""
+    model, data, folder = cli.model, cli.datamodule, cli.folder
+    found = results(cli.trainer, model, data, cli.clock, scores, cli.checkpoints.best_epoch)
+    draw_curves(folder / METRICS, folder / CURVES)
+    save_model(folder / MODEL, model, data)
+    write_results(folder / RESULTS, found)
+    print_results(found, data.remarks(model.rnn), Console())
+    print(folder / RESULTS)
+
+
+def report_again(cli: CLI) -> None:
+    """Prints a finished run's results. Raises RunError without --resume auto."""
+    folder = cli.folder
+    if cli.resume != "auto":
+        raise RunError(
+            f"{folder} holds a finished run; delete it, name another with --trainer.default_root_dir, or see "
+            f"its results again with --resume auto"
+        )
+    found, _ = read_finished(folder)
+    print_results(found, [f"{folder} holds this finished run; nothing was left to do."], Console())
+    print(folder / RESULTS)
+
+
+def save_model(path: Path, model: Classifier, data: SequenceData) -> None:
+    """Saves weights and settings, and for texts all that `TextClassifier` needs to read another text."""
+    about = {"dataset": data.name, "classes": data.classes}
+    if data.vocabulary is not None:
+        about["text"] = {"maxlen": data.maxlen, "vocabulary": data.vocabulary.words}
+    model.rnn.save(path, **about)
+
+
+def configure_output() -> None:
+    """Prints one plain line a message, without Lightning's advertisements and advice that does not apply."""
+    level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    for message in (
+        ".*does not have many workers.*",  # a batch is ready in 1 ms
+        "LightningCLI's args parameter",  # `entry.config_first` changes the arguments
+        ".*recommended to use `self.log.*sync_dist",  # `Classifier` sums over processes itself
+        ".*treespec, LeafSpec.*",  # Lightning's own, under torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,95 @@
+"""Settings of Lightning's Trainer that a run refuses, since they would be ignored or fail later."""
+
+import math
+from typing import Any
+
+from jsonargparse import Namespace
+
+from torch_rnn.errors import RunError
+
+LOGGED = tuple(f"{split}/{score}" for split in ("validation", "train") for score in ("accuracy", "loss"))
+"""The scores that callbacks may monitor."""
+REFUSED = {
+    "enable_checkpointing": (False, "the run always saves itself; see checkpoint.seconds"),
+    "limit_predict_batches": ("any", "a run does not predict"),
+    "overfit_batches": ("any", "use trainer.limit_train_batches"),
+    "use_distributed_sampler": (True, "the data give each process its part of every batch"),
+    "sync_batchnorm": (True, "the model has no batch normalisation"),
+    "barebones": (True, "a run needs its checkpoints and metrics.csv"),
+    "model_registry": ("any", "the model is saved as model.safetensors"),
+}
+"""For each setting the value that is refused ("any": all but none), and the reason."""
+REFUSED_CALLBACKS = {
+    "ModelCheckpoint": "the run saves itself; see checkpoint.monitor and checkpoint.seconds",
+    "OnExceptionCheckpoint": "the run saves itself; see checkpoint.seconds",
+    "WeightAveraging": "validation would score other weights than those that are kept",
+    "EMAWeightAveraging": "validation would score other weights than those that are kept",
+    "StochasticWeightAveraging": "its weights are not those that validation scored",
+    "BatchSizeFinder": "set data.batch_size",
+    "LearningRateFinder": "set model.learning_rate",
+    "BackboneFinetuning": "the model has no backbone",
+    "BaseFinetuning": "the model has no backbone",
+    "ModelPruning": "a pruned model cannot be saved as model.safetensors",
+    "BasePredictionWriter": "a run does not predict",
+}
+AT_LEAST_1 = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch")
+
+
+def check_trainer(settings: Namespace) -> None:
+    """Raises RunError for the first setting that a run cannot obey."""
+    for name, (value, reason) in REFUSED.items():
+        if settings[name] == value or (value == "any" and settings[name]):
+            raise RunError(f"trainer.{name} is {str(settings[name]).lower()}; {reason}")
+    _check_numbers(settings)
+    if str(settings.precision).startswith(("16-true", "transformer")):
+        raise RunError(
+            f"trainer.precision is {settings.precision}; the weights are float32, float64 or bfloat16: it "
+            f"must be 32-true, 64-true, bf16-true, bf16-mixed or 16-mixed"
+        )
+    if any(word in str(settings.strategy) for word in ("spawn", "fork", "notebook")):
+        raise RunError(
+            f"trainer.strategy is {settings.strategy}; its processes would keep the weights to themselves: "
+            f"use ddp"
+        )
+    if isinstance(settings.logger, bool):
+        raise RunError(
+            f"trainer.logger is {str(settings.logger).lower()}; metrics.csv is always written, and a logger "
+            f"beside it is named by its class, such as TensorBoardLogger"
+        )
+    for callback in settings.callbacks or []:
+        _check_callback(callback)
+    for plugin in _listed(settings.plugins):
+        if "CheckpointIO" in plugin.get("class_path", "") or "Async" in plugin.get("class_path", ""):
+            raise RunError(
+                f"trainer.plugins has {plugin.class_path}; checkpoints are signed and have their own"
+            )
+
+
+def _check_numbers(settings: Namespace) -> None:
+    clip = settings.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:
+        raise RunError(f"trainer.gradient_clip_val is {clip}; it must be at least 0, and 0 is no clipping")
+    for name in AT_LEAST_1:
+        if (value := settings[name]) is not None and value < 1:
+            raise RunError(f"trainer.{name} is {value}; it must be at least 1")
+    if settings.max_steps == 0:
+        raise RunError("trainer.max_steps is 0; it must be at least 1, or -1 for no limit")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if settings[name] == 0:
+            raise RunError(
+                f"trainer.{name} is 0; a run needs at least one batch to train, to choose and to test"
+            )
+
+
+def _check_callback(callback: Any) -> None:
+    path = callback.get("class_path", "")
+    module, _, name = path.rpartition(".")
+    if module.startswith("lightning") and name in REFUSED_CALLBACKS:
+        raise RunError(f"trainer.callbacks has {name}; {REFUSED_CALLBACKS[name]}")
+    monitor = callback.get("init_args", {}).get("monitor")
+    if monitor is not None and monitor not in LOGGED:
+        raise RunError(f"{path}: monitor is {monitor}; it must be one of {', '.join(LOGGED)}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,9 +1,10 @@
-"""Trains every combination of settings, several runs side by side, and ends in one table: mean and spread.
+"""Train every combination of settings, several runs side by side, and print one table of mean and spread.
 
     python scripts/sweep.py runs/sweep --seed_everything 1,2,3 --model.hidden_size 32,64
 
-A value with commas is a list of values to try; every other argument is given to each run as it stands. Each
-run has its folder in the sweep's and is started with --resume auto: a sweep that was stopped goes on.
+A value with commas is a list of values to try; every other argument is passed to each run unchanged. Each
+run has its own folder in that of the sweep and is started with --resume auto, so a sweep that was stopped
+goes on. Before the first run, every value is checked.
 """
 
 import argparse
@@ -33,14 +34,14 @@ SCORES = (("test", "accuracy"), ("test", "loss"), ("validation", "accuracy"), ("
 
 class Run(NamedTuple):
     settings: dict[str, str]
-    """The values of this run of the settings that are tried."""
+    """This run's values of the settings that are tried."""
     folder: Path
 
 
 def grid(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The settings with several values, and the arguments that all runs have.
+    """Returns the settings with several values, and the arguments that all runs share.
 
-    Raises ValueError for an argument that is no --setting and its value.
+    Raises ValueError for an argument that is not a --setting with its value.
     """
     tried, fixed = {}, []
     pairs = iter(arguments)
@@ -56,29 +57,60 @@ def grid(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def combinations(tried: dict[str, list[str]], folder: Path) -> Iterator[Run]:
+    """Yields a run for each combination of values."""
     for values in itertools.product(*tried.values()):
         settings = dict(zip(tried, values, strict=True))
-        name = ",".join(
-            f"{of.rsplit('.', 1)[-1]}={value.replace('/', '_')}" for of, value in settings.items()
-        )
-        yield Run(settings, folder / (name or "run"))
+        parts = (f"{name.rsplit('.', 1)[-1]}={value.replace('/', '_')}" for name, value in settings.items())
+        yield Run(settings, folder / (",".join(parts) or "run"))
+
+
+def to_check(runs: Sequence[Run]) -> list[Run]:
+    """Returns runs that together have every value of every setting but the seed."""
+    chosen, seen = [], set()
+    for run in runs:
+        values = {(name, value) for name, value in run.settings.items() if name != SEED}
+        if not chosen or not values <= seen:
+            chosen.append(run)
+            seen |= values
+    return chosen
+
+
+def refusal(run: Run, script: Path, fixed: list[str]) -> str:
+    """Returns the error with which the script refuses the settings, empty where it accepts them."""
+    checked = subprocess.run(
+        [sys.executable, str(script), *fixed, *run_arguments(run), "--check"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return error_line(checked.stderr) if checked.returncode else ""
+
+
+def run_arguments(run: Run) -> list[str]:
+    """Returns a run's own settings and its folder as arguments."""
+    settings = [part for name, value in run.settings.items() for part in (f"--{name}", value)]
+    return [*settings, "--trainer.default_root_dir", str(run.folder)]
+
+
+def error_line(text: str) -> str:
+    """Returns the last line that begins with "error:", else the last line."""
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if line.startswith("error:")), f"error: {lines[-1]}")
 
 
 def start(run: Run, script: Path, fixed: list[str], threads: int, running: set, stopping: Event) -> int:
-    """Runs one combination; its output is in log.txt beside its results. Returns its exit status."""
+    """Runs one combination and returns its exit status. Its output goes to log.txt beside its results."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    chosen = [part for name, value in run.settings.items() for part in (f"--{name}", value)]
-    where = ["--trainer.default_root_dir", str(run.folder), "--resume", "auto"]
     with open(run.folder / "log.txt", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, str(script), *fixed, *chosen, *where],
+            [sys.executable, str(script), *fixed, *run_arguments(run), "--resume", "auto"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     running.add(process)
-    if stopping.is_set():  # meanwhile
+    if stopping.is_set():  # a signal came before the process was in `running`
         process.terminate()
     try:
         return process.wait()
@@ -87,12 +119,12 @@ def start(run: Run, script: Path, fixed: list[str], threads: int, running: set, 
 
 
 def side_by_side(runs: Sequence[Run], script: Path, fixed: list[str], jobs: int) -> list[int]:
-    """The runs' exit statuses. Raises Stopped for a signal, after the runs that it finds have saved."""
+    """Returns the runs' exit statuses. Raises Stopped for a signal, after the runs have saved and ended."""
     threads, running, stopping = max(1, (os.cpu_count() or 1) // jobs), set(), Event()
     with Stop(), ThreadPoolExecutor(jobs) as pool:
         try:
             started = [pool.submit(start, run, script, fixed, threads, running, stopping) for run in runs]
-            return [of.result() for of in track(started, "sweep")]
+            return [status.result() for status in track(started, "sweep")]
         except Stopped:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -102,9 +134,9 @@ def side_by_side(runs: Sequence[Run], script: Path, fixed: list[str], jobs: int)
 
 
 def merged(runs: Sequence[Run]) -> list[dict]:
-    """For every combination but for the seed: its settings, the seeds, and the mean and spread of each score.
+    """Returns for each combination without the seed its settings, seeds, and mean and spread of each score.
 
-    The spread is the sample's standard deviation, and None of one run.
+    The spread is the sample's standard deviation, None for a single run.
     """
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
@@ -150,7 +182,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path, help="of the sweep")
     parser.add_argument("--script", type=Path, default=ROOT / "scripts" / "train_imdb.py")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side; they share the cores")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, which share the cores")
     chosen, rest = parser.parse_known_args()
     try:
         tried, fixed = grid(rest)
@@ -162,13 +194,19 @@ def main() -> int:
         parser.error(f"--script is {chosen.script}, which does not exist")
     runs = list(combinations(tried, chosen.folder))
     try:
+        with Stop(), ThreadPoolExecutor(chosen.jobs) as pool:
+            errors = [*filter(None, pool.map(lambda run: refusal(run, chosen.script, fixed), to_check(runs)))]
+        if errors:
+            print("\n".join(dict.fromkeys(errors)), file=sys.stderr)
+            return 2
         statuses = side_by_side(runs, chosen.script, fixed, chosen.jobs)
     except Stopped as stopped:
         print(f"stopped by signal {stopped.signum}; start the sweep again to go on", file=sys.stderr)
         return stopped.status
     failed = [(run, status) for run, status in zip(runs, statuses, strict=True) if status]
     for run, status in failed:
-        print(f"error: {run.folder} ended with {status}; see its log.txt", file=sys.stderr)
+        error = error_line((run.folder / "log.txt").read_text(encoding="utf-8"))
+        print(f"{error} ({run.folder} ended with {status}; see its log.txt)", file=sys.stderr)
     if finished := [run for run, status in zip(runs, statuses, strict=True) if status == 0]:
         groups = merged(finished)
         text = json.dumps(groups, indent=2)

@@ -29,7 +29,8 @@ def test_seeds_and_settings_end_in_one_table_of_mean_and_spread(tmp_path):
     process = sweep(tmp_path, "--seed_everything", "1,2,none", "--model.hidden_size", "4")
     printed, errors = process.communicate()
     assert process.returncode == 2
-    assert f"error: {tmp_path}/seed_everything=none ended with 2; see its log.txt" in errors
+    assert 'error: Parser key "seed_everything"' in errors
+    assert f"({tmp_path}/seed_everything=none ended with 2; see its log.txt)" in errors
     found = [
         json.loads((tmp_path / f"seed_everything={seed}" / "results.json").read_text()) for seed in (1, 2)
     ]
@@ -54,6 +55,31 @@ def test_a_stopped_sweep_stops_its_runs(tmp_path):
     assert "start the sweep again to go on" in errors
     assert "stopped by SIGTERM" in (first / "log.txt").read_text()
     assert not (tmp_path / "seed_everything=2").exists()
+
+
+@pytest.mark.bad_input
+def test_a_setting_that_is_refused_starts_no_run(tmp_path):
+    for more, message in (
+        (["--model.hiden_size", "4,8"], "hiden_size"),
+        (["--model.hidden_size", "4,0"], "error: hidden_size is 0; it must be at least 1"),
+    ):
+        process = sweep(tmp_path / "sweep", *more, "--seed_everything", "1,2,3")
+        _, errors = process.communicate()
+        assert process.returncode == 2
+        assert message in errors
+        assert all(line.startswith("error:") for line in errors.splitlines())
+        assert not (tmp_path / "sweep").exists()
+
+
+def test_every_value_is_checked_once(run):
+    script = run.module("sweep")
+    tried = {"seed_everything": ["1", "2"], "model.hidden_size": ["4", "8"], "model.readout": ["last", "max"]}
+    checked = script.to_check(list(script.combinations(tried, ROOT)))
+    assert [tuple(run.settings.values())[1:] for run in checked] == [
+        ("4", "last"),
+        ("4", "max"),
+        ("8", "last"),
+    ]
 
 
 @pytest.mark.bad_input

@@ -30,7 +30,7 @@ from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
-from torch_rnn.training.trainer_settings import check_trainer
+from torch_rnn.training.trainer_settings import check_precision, check_trainer
 
 
 class SaveConfig(SaveConfigCallback):
@@ -71,6 +71,7 @@ class CLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
             )
             which(self.model.rnn.backend, self.trainer.strategy.root_device)
+            check_precision(self.config.trainer.precision, self.trainer.precision)
         except RunError:
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor
@@ -88,7 +89,7 @@ class CLI(LightningCLI):
             "PATH: go on from this checkpoint",
         )
         parser.add_argument(
-            "--check", type=bool, default=False, help="check the settings and end; nothing is written"
+            "--check", action="store_true", help="check the settings and end; nothing is written"
         )
         parser.set_defaults({"trainer.use_distributed_sampler": False})
         parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")

@@ -122,16 +122,14 @@ def write_results(path: Path, found: Mapping[str, Any]) -> None:
 
 def print_results(found: Mapping[str, Any], remarks: list[str], console: Console) -> None:
     """Prints the main figures as a table, and the data's own remarks."""
-    table = Table(
-        title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs",
-        caption=f"Scores of the best checkpoint, of epoch {found['best_epoch']}",
-    )
+    table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
     for column in ("split", "accuracy", "loss", "n"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("validation", "test"):
         scores = found[split]
         table.add_row(split, f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}", f"{scores['n']:,}")
     console.print(table)
+    console.print(f"These are the scores of the best checkpoint, that of epoch {found['best_epoch']}.")
     console.print(
         f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
         f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"

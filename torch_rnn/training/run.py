@@ -129,6 +129,13 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint and checkpoint["path"])
     except MisconfigurationException as error:
         raise RunError(str(error)) from error
+    except RuntimeError as error:
+        if "Early stopping conditioned on metric" not in str(error):
+            raise
+        raise RunError(
+            "EarlyStopping has no score to compare: no validation came before the end of an epoch or of the "
+            "training; raise trainer.max_steps, lower trainer.val_check_interval or leave the callback out"
+        ) from error
     if cli.checkpoints.best is not None:
         model.load_state_dict(cli.checkpoints.best)
     elif not trainer.fast_dev_run:

@@ -31,6 +31,7 @@ REFUSED_CALLBACKS = {
     "BaseFinetuning": "the model has no backbone",
     "ModelPruning": "a pruned model cannot be saved as model.safetensors",
     "BasePredictionWriter": "a run does not predict",
+    "Timer": "use trainer.max_time",
 }
 AT_LEAST_1 = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch")
 
@@ -45,6 +46,11 @@ def check_trainer(settings: Namespace) -> None:
         raise RunError(
             f"trainer.precision is {settings.precision}; the weights are float32, float64 or bfloat16: it "
             f"must be 32-true, 64-true, bf16-true, bf16-mixed or 16-mixed"
+        )
+    if not isinstance(settings.val_check_interval, int | float | None):
+        raise RunError(
+            f"trainer.val_check_interval is {settings.val_check_interval}; a time of the clock cannot be "
+            f"repeated: it must be a number of batches, or a fraction of an epoch"
         )
     if any(word in str(settings.strategy) for word in ("spawn", "fork", "notebook")):
         raise RunError(
@@ -63,6 +69,12 @@ def check_trainer(settings: Namespace) -> None:
             raise RunError(
                 f"trainer.plugins has {plugin.class_path}; checkpoints are signed and have their own"
             )
+
+
+def check_precision(asked: str | int | None, taken: str) -> None:
+    """Raises RunError where Lightning has taken another precision than the one asked for."""
+    if asked is not None and "mixed" in str(asked) and asked != taken:
+        raise RunError(f"trainer.precision is {asked}; on this device it must be {taken} or 32-true")
 
 
 def _check_numbers(settings: Namespace) -> None:

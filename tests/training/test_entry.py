@@ -1,0 +1,133 @@
+"""The entry of the training scripts: order of arguments, interruptions, settings that are refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from trials import CONFIG, SCRIPT, SMALL, arguments, train
+
+from torch_rnn.training.entry import config_first
+
+DEFAULT = Path("default.yaml")
+
+
+def test_the_order_of_arguments_does_not_matter():
+    for given in (
+        ["--data.train", "a", "--config", "c.yaml", "--data.test", "b"],
+        ["--data.train", "a", "--data.test", "b", "--config=c.yaml"],
+        ["--data.train", "a", "--data.test", "b", "-c", "c.yaml"],
+    ):
+        ordered = config_first(given, DEFAULT)
+        assert ordered[-4:] == ["--data.train", "a", "--data.test", "b"]
+        assert "c.yaml" in " ".join(ordered[:-4])
+    assert config_first(["--data.train", "a"], DEFAULT) == ["--config", "default.yaml", "--data.train", "a"]
+    assert config_first(["--config", "a", "--x", "1", "--config", "b"], DEFAULT) == [
+        "--config", "a", "--config", "b", "--x", "1",
+    ]  # fmt: skip
+
+
+def test_settings_before_config_are_kept(tmp_path):
+    settings = [f"--{name}={value}" for name, value in SMALL.items()]
+    run = subprocess.run(
+        [sys.executable, SCRIPT, *settings, f"--trainer.default_root_dir={tmp_path}", "--config", CONFIG,
+         "--check"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"the settings are valid; the run would be in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_while_packages_are_imported_ends_in_one_line(tmp_path, seconds):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments(tmp_path / "run", SMALL)], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1].startswith("stopped by SIGINT")
+    assert "Traceback" not in error
+
+
+@pytest.mark.bad_input
+def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_begins(tmp_path):
+    settings = SMALL | {"model.backend": "triton", "trainer.accelerator": "cpu"}
+    run = subprocess.run(
+        [sys.executable, SCRIPT, *arguments(tmp_path / "run", settings)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},  # its interpreter runs on a CPU
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith(
+        "error: backend is 'triton'; on cpu it must be one of auto, eager"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--trainer.callbacks+=ModelCheckpoint"],
+            "trainer.callbacks has ModelCheckpoint; the run saves itself",
+        ),
+        (["--trainer.callbacks+=EMAWeightAveraging"], "trainer.callbacks has EMAWeightAveraging; validation"),
+        (["--trainer.callbacks+=Timer"], "trainer.callbacks has Timer; use trainer.max_time"),
+        (["--trainer.plugins=AsyncCheckpointIO"], "AsyncCheckpointIO; checkpoints are signed"),
+        (["--trainer.enable_checkpointing=false"], "trainer.enable_checkpointing is false; the run always"),
+        (["--trainer.limit_predict_batches=3"], "trainer.limit_predict_batches is 3.0; a run does not"),
+        (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler is true"),
+        (["--trainer.sync_batchnorm=true"], "trainer.sync_batchnorm is true; the model has no batch norm"),
+        (["--trainer.barebones=true"], "trainer.barebones is true"),
+        (["--trainer.model_registry=x"], "trainer.model_registry is x"),
+        (["--trainer.strategy=ddp_spawn"], "trainer.strategy is ddp_spawn"),
+        (
+            ["--trainer.precision=16-mixed"],
+            "trainer.precision is 16-mixed; on this device it must be bf16-mixed",
+        ),
+        (["--trainer.val_check_interval=00:00:00:01"], "trainer.val_check_interval is 00:00:00:01"),
+        (["--model.weight_decay=0.1"], "weight_decay is 0.1; adam has none"),
+        (
+            ["--model.optimizer=adamw", "--model.weight_decay=-1"],
+            "weight_decay is -1.0; it must be at least 0",
+        ),
+    ],
+    ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else "",
+)
+def test_settings_that_would_be_ignored_are_refused_before_the_run_begins(tmp_path, more, message):
+    status, error = train(tmp_path / "run", SMALL | {"trainer.accelerator": "cpu"}, *more)
+    assert status == 2
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+def test_early_stopping_without_a_validation_ends_in_a_sentence(tmp_path):
+    more = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"]
+    status, error = train(tmp_path / "run", SMALL | {"trainer.max_steps": 3}, *more)
+    assert status == 2
+    assert "EarlyStopping has no score to compare" in error
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--trainer.plugins=LightningEnvironment"],
+        ["--trainer.callbacks+=LearningRateMonitor"],
+        ["--trainer.profiler=simple"],
+        ["--model.optimizer=adamw", "--model.weight_decay=0.1"],
+        ["--trainer.reload_dataloaders_every_n_epochs=1"],
+    ],
+    ids=" ".join,
+)
+def test_settings_that_are_accepted_work(tmp_path, more):
+    assert train(tmp_path / "run", SMALL, *more)[0] == 0
+    metrics = (tmp_path / "run" / "metrics.csv").read_text()
+    assert ("lr-Adam" in metrics) == ("LearningRateMonitor" in more[0])

@@ -1,0 +1,71 @@
+"""A run that is finished, or not, and is then to be trained for more epochs."""
+
+import json
+
+import pytest
+from trials import SMALL, differences, stopped_at, train
+
+CONSTANT = SMALL | {"model.schedule": "constant", "trainer.max_epochs": 2}
+LONGER = CONSTANT | {"trainer.max_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "long"
+    assert train(folder, LONGER) == (0, "")
+    return folder
+
+
+def test_a_finished_run_goes_on_to_the_bits_of_a_long_one(tmp_path, long):
+    folder = tmp_path / "run"
+    assert train(folder, CONSTANT)[0] == 0
+    assert json.loads((folder / "results.json").read_text())["epochs"] == 2
+    with stopped_at(50):  # the longer run may be stopped too
+        assert train(folder, LONGER, "--resume", "auto")[0] == 143
+    assert not (folder / "results.json").exists()
+    assert train(folder, LONGER, "--resume", "auto")[0] == 0
+    assert differences(folder, long) == []
+    assert json.loads((folder / "results.json").read_text())["epochs"] == 4
+
+
+def test_an_unfinished_run_may_be_made_longer_too(tmp_path, long):
+    folder = tmp_path / "run"
+    with stopped_at(20):
+        assert train(folder, CONSTANT)[0] == 143
+    assert train(folder, LONGER, "--resume", "auto")[0] == 0
+    assert differences(folder, long) == []
+
+
+@pytest.mark.bad_input
+def test_what_makes_no_sense_is_refused_and_nothing_is_lost(tmp_path):
+    folder, cosine = tmp_path / "run", tmp_path / "cosine"
+    assert train(folder, CONSTANT)[0] == 0
+    assert train(cosine, CONSTANT | {"model.schedule": "cosine"})[0] == 0
+    for where, more, message in (
+        (
+            folder,
+            {"trainer.max_epochs": 1},
+            "trainer.max_epochs is 1 and was 2 when the run began (it may only",
+        ),
+        (folder, {"trainer.max_epochs": 4, "model.hidden_size": 9}, "model.hidden_size is 9 and was 8"),
+        (cosine, {"trainer.max_epochs": 4, "model.schedule": "cosine"}, "(the cosine schedule has spread"),
+    ):
+        before = {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
+        status, error = train(where, CONSTANT | more, "--resume", "auto")
+        assert status == 2
+        assert message in error
+        assert before == {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
+    assert train(folder, LONGER)[0] == 2  # without --resume nothing is overwritten
+
+
+@pytest.mark.bad_input
+def test_a_run_that_stopped_early_does_not_go_on(tmp_path):
+    early = CONSTANT | {"trainer.max_epochs": 6, "model.learning_rate": 1e-9}  # no validation is better
+    patience = "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"
+    more = [*patience, "--trainer.callbacks.min_delta=1", "--trainer.callbacks.patience=1"]
+    assert train(tmp_path, early, *more)[0] == 0
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"] < 6
+    status, error = train(tmp_path, early | {"trainer.max_epochs": 9}, *more, "--resume", "auto")
+    assert status == 2
+    assert "was stopped before its limit, by early stopping or max_time" in error
+    assert (tmp_path / "results.json").exists()

@@ -1,4 +1,4 @@
-"""Seeded faults: each is one wrong line in a copy of the source, and its rung of the ladder must fail."""
+"""Seeded faults: each is one wrong line in a copy of the source, which a check of ladder.py must find."""
 
 import importlib.util
 import inspect
@@ -15,24 +15,24 @@ from torch_rnn.ops import BACKENDS, bptt, eager, inputs
 LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
 FLOATS = Shape(4, 9, 6, 5, ids=False, lengths=(9, 1, 4, 0))
 FULL = Shape(3, 7, 5, 4, ids=False)
-"""Shapes: rows of many lengths, ids and floats; rows without padding."""
+"""Rows of different lengths, with ids and with floats, and rows without padding."""
 
 
 def mutant(module, right: str, wrong: str):
-    """The module as it would be with one line wrong."""
+    """Returns a copy of the module with one wrong line."""
     source = inspect.getsource(module)
-    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module.__name__}"
+    assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times in {module.__name__}"
     spec = importlib.util.spec_from_loader("mutant", loader=None)
     twin = importlib.util.module_from_spec(spec)
     sys.modules["mutant"] = twin
-    source = source.replace(right, wrong).replace('"torch_rnn::', '"mutant::')  # operations of its own
+    source = source.replace(right, wrong).replace('"torch_rnn::', '"mutant::')  # custom operations of its own
     exec(compile(source, "mutant", "exec"), twin.__dict__)
     return twin
 
 
 @pytest.fixture
 def fails(monkeypatch):
-    """fails(rung, *arguments): the rung raises AssertionError now, and does not without the fault."""
+    """fails(rung, *arguments) checks that the rung raises AssertionError, but not without the fault."""
 
     def check(rung, *arguments):
         with pytest.raises(AssertionError):

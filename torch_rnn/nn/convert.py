@@ -1,4 +1,4 @@
-"""Weights to and from other libraries, as settings of an RNN and tensors by the names of its parameters."""
+"""Converts weights from and to other libraries. An RNN is given by its settings and its tensors by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def names(num_layers: int, bidirectional: bool) -> list[list[str]]:
-    """What is put behind Wxh, Whh and bh of each layer's directions: "" and "_reverse", "_l1", ..."""
+    """Returns the suffixes of Wxh, Whh and bh for each layer and direction: "", "_reverse", "_l1", ..."""
     directions = ("", "_reverse") if bidirectional else ("",)
     return [
         [(f"_l{layer}" if layer else "") + direction for direction in directions]
@@ -19,9 +19,10 @@ def names(num_layers: int, bidirectional: bool) -> list[list[str]]:
 
 
 def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and tensors of torch.nn's two modules; the two biases of nn.RNN become their sum.
+    """Returns the settings and tensors of torch.nn's two modules. The two biases of nn.RNN are summed.
 
-    Raises ValueError where the linear layer does not take what the rnn gives.
+    Raises:
+        ValueError: The input size of the linear layer is not the output size of the rnn.
     """
     width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     if linear.in_features != width:
@@ -53,7 +54,7 @@ def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str
 
 
 def to_torch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[nn.RNN, nn.Linear]:
-    """nn.RNN (batch first; bias_hh is zero) and nn.Linear with copies. Raises ValueError for "linear"."""
+    """Returns nn.RNN (batch first, bias_hh zero) and nn.Linear. Raises ValueError for "linear"."""
     if settings["nonlinearity"] == "linear":
         raise ValueError("nonlinearity is 'linear'; torch.nn.RNN has tanh and relu")
     bidirectional, bias = settings["bidirectional"], settings["bias"]
@@ -86,46 +87,51 @@ def to_torch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
 
 
 def from_keras(weights: Sequence[ArrayLike], bidirectional: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and tensors of SimpleRNN layers, each perhaps in a Bidirectional, and a Dense on top.
+    """Returns the settings and tensors of a Keras model of SimpleRNN layers and a Dense layer.
 
-    weights are the model's `get_weights()`: for each direction kernel (D, H), recurrent_kernel (H, H) and,
-    with use_bias, bias (H,); then the Dense layer's kernel and bias. Raises ValueError for other shapes.
+    Args:
+        weights: the model's `get_weights()`: for each direction of each layer kernel (D, H), recurrent_kernel
+            (H, H) and, with use_bias, bias (H,); then the Dense layer's kernel and bias.
+        bidirectional: whether each SimpleRNN is in a Bidirectional layer.
+
+    Raises:
+        ValueError: The weights have other shapes.
     """
     arrays = [np.asarray(array) for array in weights]
     bias = len(arrays) > 2 and arrays[2].ndim == 1
-    each, directions = (3 if bias else 2), (2 if bidirectional else 1)
-    dense = 2 if bias else 1
-    if len(arrays) < each + dense or (len(arrays) - dense) % (each * directions):
+    directions = 2 if bidirectional else 1
+    per_direction, dense = (3, 2) if bias else (2, 1)  # numbers of arrays
+    if len(arrays) < per_direction + dense or (len(arrays) - dense) % (per_direction * directions):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(
             f"weights have the shapes {shapes}; they must be kernel, recurrent_kernel{', bias' * bias} "
             f"of each direction of each layer, then the Dense layer's kernel{' and bias' * bias}"
         )
-    num_layers = (len(arrays) - dense) // (each * directions)
+    num_layers = (len(arrays) - dense) // (per_direction * directions)
     D, H = arrays[0].shape
     tensors = {}
     for layer, suffixes in enumerate(names(num_layers, bidirectional)):
         width = directions * H if layer else D
         for i, name in enumerate(suffixes):
-            group = arrays[(layer * directions + i) * each :][:each]
+            group = arrays[(layer * directions + i) * per_direction :][:per_direction]
             for kind, array, shape in zip(
                 ("Wxh", "Whh", "bh"), group, ((width, H), (H, H), (H,)), strict=False
             ):
                 _check(f"the {kind} of layer {layer}", array, shape)
                 tensors[kind + name] = torch.from_numpy(array.T.copy())
-    top = arrays[-dense:]
-    C = top[0].shape[-1]
-    _check("the Dense layer's kernel", top[0], (directions * H, C))
-    tensors["Why"] = torch.from_numpy(top[0].T.copy())
+    dense_arrays = arrays[-dense:]
+    C = dense_arrays[0].shape[-1]
+    _check("the Dense layer's kernel", dense_arrays[0], (directions * H, C))
+    tensors["Why"] = torch.from_numpy(dense_arrays[0].T.copy())
     if bias:
-        _check("the Dense layer's bias", top[1], (C,))
-        tensors["by"] = torch.from_numpy(top[1].copy())
+        _check("the Dense layer's bias", dense_arrays[1], (C,))
+        tensors["by"] = torch.from_numpy(dense_arrays[1].copy())
     settings = {"input_size": D, "hidden_size": H, "output_size": C, "bias": bias}
     return settings | {"num_layers": num_layers, "bidirectional": bidirectional}, tensors
 
 
 def to_keras(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """What `set_weights` of such a Keras model takes."""
+    """Returns the weights for `set_weights` of a Keras model as in `from_keras`."""
     kinds = ("Wxh", "Whh", "bh") if settings["bias"] else ("Wxh", "Whh")
     order = [
         kind + name

@@ -169,14 +169,10 @@ def memory(B: int, H: int, device: str) -> dict[str, int]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", choices=GRIDS, default="cpu")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products"
-    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products")
     parser.add_argument("--grid", choices=("small", "full"), default="small")
     parser.add_argument("--turns", type=int, default=5, help="number of turns of 3 calls each (default: 5)")
-    parser.add_argument(
-        "--imdb", action="store_true", help="also time batches with the lengths of IMDB reviews"
-    )
+    parser.add_argument("--imdb", action="store_true", help="also time batches with IMDB's lengths")
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
     parser.add_argument("--readme", action="store_true", help="also put the table into README.md")

@@ -14,14 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_rnn import RNN, NumpyRNN
-from torch_rnn.benchmarks.baseline import (
-    as_batch,
-    compare_pass,
-    compare_trained,
-    reference_pass,
-    reference_training,
-    rnn_training,
-)
+from torch_rnn.benchmarks import baseline
 from torch_rnn.benchmarks.timing import in_turns
 from torch_rnn.data.batches import Batch
 from torch_rnn.errors import RunError
@@ -52,7 +45,7 @@ def grammar_batch() -> Batch:
             before = (before + 1) % len(tokens)
             words = tokens[before] + words
         rows.append(vocabulary.encode(words[-T:]))
-    return as_batch(rows, [int(labels[i]) for i in selected])
+    return baseline.as_batch(rows, [int(labels[i]) for i in selected])
 
 
 def imdb_batch(root: str | None, cache: str | None) -> Batch:
@@ -63,7 +56,7 @@ def imdb_batch(root: str | None, cache: str | None) -> Batch:
     data.setup()
     sequences, labels = data.splits["train"]
     selected = _select(labels.tolist())
-    return as_batch([sequences[i] for i in selected], [int(labels[i]) for i in selected])
+    return baseline.as_batch([sequences[i] for i in selected], [int(labels[i]) for i in selected])
 
 
 def _select(labels: list[int]) -> list[int]:
@@ -76,12 +69,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument(
-        "--steps", type=int, default=10, help="number of clipped training steps (default: 10)"
-    )
-    parser.add_argument(
-        "--imdb", action="store_true", help="use IMDB reviews instead of the quickstart corpus"
-    )
+    parser.add_argument("--steps", type=int, default=10, help="clipped training steps (default: 10)")
+    parser.add_argument("--imdb", action="store_true", help="IMDB reviews instead of the quickstart corpus")
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--data.cache", help="the folder for IMDB's cached tokens (default: data/cache)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
@@ -100,20 +89,19 @@ def arguments() -> argparse.Namespace:
 def compare(batch: Batch, device: str, dtype: str, steps: int) -> tuple[dict[str, list[Comparison]], dict]:
     """Returns each backend's comparisons with NumPy, and the milliseconds of a training step by name."""
     reference = NumpyRNN(V, H, 1)
-    want = reference_pass(reference, batch)
-    runs, rows = {"NumPy": reference_training(reference, batch, steps, CLIP)}, {}
+    want = baseline.reference_pass(reference, batch)
+    runs, rows = {"NumPy": baseline.reference_training(reference, batch, steps, CLIP)}, {}
     for backend in available(device):
         if backend == "triton" and device == "cpu":
             continue  # Triton's interpreter is only for tests
         rnn = RNN.from_numpy(reference, backend=backend, device=device, dtype=getattr(torch, dtype))
-        rows[backend] = compare_pass(want, rnn, batch)
-        runs[backend] = rnn_training(rnn, batch, steps, CLIP)
+        rows[backend] = baseline.compare_pass(want, rnn, batch)
+        runs[backend] = baseline.rnn_training(rnn, batch, steps, CLIP)
     turns = -(-steps // (1 + CALLS_A_TURN))  # so that each run makes at least `steps` steps
     timings = in_turns(runs, turns, CALLS_A_TURN)
     for backend in rows:
-        rows[backend] += compare_trained(
-            runs["NumPy"].trained, runs[backend].trained, batch.x.shape[1], steps
-        )
+        trained = runs["NumPy"].trained, runs[backend].trained
+        rows[backend] += baseline.compare_trained(*trained, batch.x.shape[1], steps)
     return rows, {name: timing.median for name, timing in timings.items()}
 
 

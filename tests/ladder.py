@@ -160,19 +160,19 @@ def states_and_gradients(
         backend=backend,
         final=True,
     )
-    found = {"h": h, "hT": hT}
+    results = {"h": h, "hT": hT}
     for outputs, upstream, name in (((h, hT), (dh, dhT), "d{}"), ((hT,), (dhT,), "d{} of hT alone")):
         got = torch.autograd.grad(
             outputs, list(tensors.values()), upstream, retain_graph=True, materialize_grads=True
         )
-        found |= {name.format(tensor): gradient for tensor, gradient in zip(tensors, got, strict=True)}
-    return found
+        results |= {name.format(tensor): gradient for tensor, gradient in zip(tensors, got, strict=True)}
+    return results
 
 
 def rung_3(
     backend: str, shape: Shape, dtype: torch.dtype, nonlinearity: str = "tanh", device: str = "cpu"
 ) -> None:
-    """Checks that a backend's error against float64 is at most twice the error of eager, plus a floor."""
+    """Checks that a backend's error against float64 is at most twice the error of eager, plus a margin."""
     truth = states_and_gradients("eager", shape, torch.float64, nonlinearity, "cpu")
     eager = states_and_gradients("eager", shape, dtype, nonlinearity, device)
     got = states_and_gradients(backend, shape, dtype, nonlinearity, device)

@@ -11,12 +11,8 @@ def write_atomically(
 ) -> None:
     """Calls write(temporary path) and renames the result to `path`.
 
-    The temporary file is in the same folder and is flushed to disk before the atomic rename (POSIX).
-
-    Args:
-        path: the file to write or replace.
-        write: writes the new contents to the path that it receives.
-        keep: where to move the old file first. A kill between the two renames leaves only this one.
+    The temporary file is in the same folder and is flushed to disk before the atomic rename (POSIX). If
+    `keep` is given, the old file is first renamed to it; a kill between the two renames leaves only `keep`.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

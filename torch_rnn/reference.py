@@ -78,7 +78,7 @@ class NumpyRNN:
             h0: (H,), the state before the first step; zeros if None.
 
         Raises:
-            TypeError, ValueError: x or h0 is not of this form.
+            TypeError, ValueError: x or h0 has another shape, dtype or range.
         """
         x = self._sequence(x)
         h = np.zeros(self.hidden_size) if h0 is None else np.asarray(h0, dtype=float)
@@ -96,8 +96,7 @@ class NumpyRNN:
     def backward(self, x: ArrayLike, y_true: ArrayLike, y_pred: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the unclipped gradient of `loss(y_true, y_pred)`: dWxh, dWhh, dWhy, dbh, dby and dh0.
 
-        Raises:
-            ValueError: x is not the latest input of `forward`, or y_true is not as `loss` requires.
+        Raises ValueError if x is not the latest input of `forward`, or y_true is not as `loss` requires.
         """
         x = self._sequence(x)
         if self.x is None or not np.array_equal(x, self.x):
@@ -105,9 +104,8 @@ class NumpyRNN:
         hs, T = self.hs, len(x)
 
         # y = Why h + by. dhs[t] is the part of hs[t]'s gradient that comes directly from y.
-        dy = self._probabilities(y_pred) - self._targets(
-            y_true, y_pred
-        )  # cross-entropy of softmax or sigmoid
+        # dy is the gradient of the cross-entropy after softmax or sigmoid.
+        dy = self._probabilities(y_pred) - self._targets(y_true, y_pred)
         dhs = np.zeros_like(hs)  # (T + 1, H)
         if self.readout == "last":
             dWhy, dby = np.outer(dy, hs[T]), dy
@@ -157,8 +155,8 @@ class NumpyRNN:
         """Returns the cross-entropy of the logits y_pred in nats, summed over steps.
 
         Args:
-            y_true: The class, 0 or 1 if C is 1, otherwise in 0..C-1; with the readout "every" (T,) classes.
-            y_pred: The logits that `forward` returned.
+            y_true: the class, 0 or 1 if C is 1, otherwise in 0..C-1; with the readout "every" (T,) classes.
+            y_pred: the logits that `forward` returned.
 
         Raises:
             ValueError: y_true has another shape or another class.

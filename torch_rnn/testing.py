@@ -19,7 +19,7 @@ CENTRAL_DIFFERENCES = 1e-6
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6}
 """For one pass of a plain loop over at most 100 steps, against the float64 reference."""
 
-FLOORS = {torch.float64: 1e-12, torch.float32: 4 * torch.finfo(torch.float32).eps}
+MARGINS = {torch.float64: 1e-12, torch.float32: 4 * torch.finfo(torch.float32).eps}
 """Error that a fused kernel may add to twice the plain loop's error."""
 
 
@@ -50,8 +50,7 @@ def compare(
 ) -> Comparison:
     """Compares `got`, which must have `dtype`, with `want`. The default tolerance is TOLERANCES[dtype].
 
-    Raises:
-        AssertionError: One of the two has NaN, or dtype or shape are wrong.
+    Raises AssertionError if one of the two has NaN, or dtype or shape are wrong.
     """
     want = torch.as_tensor(want, dtype=torch.float64)
     assert got.dtype == dtype, f"{name} is {got.dtype}; it should be {dtype}"
@@ -74,8 +73,8 @@ def assert_parity(
 
 
 def twice_the_error(eager: Tensor, truth: Tensor) -> float:
-    """Returns a backend's tolerance against float64 values: twice the error of eager, and a floor."""
-    return 2 * compare("eager", eager, truth, eager.dtype).relative + FLOORS[eager.dtype]
+    """Returns a backend's tolerance against float64 values: twice the error of eager plus MARGINS."""
+    return 2 * compare("eager", eager, truth, eager.dtype).relative + MARGINS[eager.dtype]
 
 
 def central_differences(

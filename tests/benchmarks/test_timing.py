@@ -17,7 +17,7 @@ def test_calls_alternate_and_the_first_call_of_each_turn_is_not_timed(monkeypatc
         clock[0] += 0.001
 
     monkeypatch.setattr(timing, "_now", lambda: clock[0])
-    found = timing.in_turns({"slow": slow, "quick": quick}, turns=2, calls_a_turn=2)
+    timings = timing.in_turns({"slow": slow, "quick": quick}, turns=2, calls_a_turn=2)
     assert calls == (["slow"] * 3 + ["quick"] * 3) * 2
-    assert found["slow"] == (2000.0, 1000.0, 3000.0)  # of 1.0, 1.5, 2.5 and 3.0 s
-    assert round(found["quick"].median, 6) == 1.0
+    assert timings["slow"] == (2000.0, 1000.0, 3000.0)  # the timed calls take 1.0, 1.5, 2.5 and 3.0 s
+    assert round(timings["quick"].median, 6) == 1.0

@@ -38,7 +38,7 @@ def bf16():
 
 
 def rung_3_in_bf16(shape: Shape) -> None:
-    """Checks that the error against float64 is at most twice that of eager under autocast, plus a floor."""
+    """Checks that the error against float64 is at most twice that of eager under autocast, plus a margin."""
     truth = states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
     with bf16():
         eager = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)

@@ -28,11 +28,10 @@ def table(results: dict) -> str:
             cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
         lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
     lines += ["", *_packed_lines(results.get("imdb_lengths", [])), *_step_lines(results["training_step"])]
-    if not results["peak_memory"]["bytes"]:
-        return "\n".join(lines) + "\n"
     memory = results["peak_memory"]
-    sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
-    lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
+    if memory["bytes"]:
+        sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
+        lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
     return "\n".join(lines) + "\n"
 
 
@@ -88,7 +87,7 @@ def draw(results: dict, picture: Path) -> None:
 
 
 def replace_section(text: str, path: Path, mark: str) -> None:
-    """Replaces what stands between the lines <!-- mark --> and <!-- /mark --> of a Markdown file."""
+    """Replaces the text between the lines <!-- mark --> and <!-- /mark --> of a Markdown file."""
     begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
     before, rest = path.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]

@@ -1,4 +1,4 @@
-"""Times functions in turns within one run, so that changes in the machine's load affect all of them alike."""
+"""Times functions in turns within one run, so that changes in the machine's load affect all of them."""
 
 import statistics
 import time

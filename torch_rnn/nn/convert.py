@@ -18,11 +18,16 @@ def names(num_layers: int, bidirectional: bool) -> list[list[str]]:
     ]
 
 
-def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the settings and tensors of torch.nn's two modules. The two biases of nn.RNN are summed.
+def _torch_names(num_layers: int, bidirectional: bool) -> list[tuple[str, str]]:
+    """Returns pairs of our suffix and torch.nn.RNN's: ("", "_l0"), ("_reverse", "_l0_reverse"), ..."""
+    suffixes = [suffix for layer in names(num_layers, bidirectional) for suffix in layer]
+    return [(suffix, suffix if suffix.startswith("_l") else "_l0" + suffix) for suffix in suffixes]
 
-    Raises:
-        ValueError: The input size of the linear layer is not the output size of the rnn.
+
+def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the settings and tensors of torch.nn's modules. The two biases of nn.RNN are summed.
+
+    Raises ValueError if the sizes of the modules do not match.
     """
     width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     if linear.in_features != width:
@@ -42,14 +47,13 @@ def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str
         tensors["by"] = (
             linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
         )
-    for layer, directions in enumerate(names(rnn.num_layers, rnn.bidirectional)):
-        for name, theirs in zip(directions, (f"_l{layer}", f"_l{layer}_reverse"), strict=False):
-            tensors["Wxh" + name] = getattr(rnn, "weight_ih" + theirs)
-            tensors["Whh" + name] = Whh = getattr(rnn, "weight_hh" + theirs)
-            if rnn.bias:
-                tensors["bh" + name] = getattr(rnn, "bias_ih" + theirs) + getattr(rnn, "bias_hh" + theirs)
-            elif settings["bias"]:
-                tensors["bh" + name] = Whh.new_zeros(rnn.hidden_size)
+    for name, theirs in _torch_names(rnn.num_layers, rnn.bidirectional):
+        tensors["Wxh" + name] = getattr(rnn, "weight_ih" + theirs)
+        tensors["Whh" + name] = Whh = getattr(rnn, "weight_hh" + theirs)
+        if rnn.bias:
+            tensors["bh" + name] = getattr(rnn, "bias_ih" + theirs) + getattr(rnn, "bias_hh" + theirs)
+        elif settings["bias"]:
+            tensors["bh" + name] = Whh.new_zeros(rnn.hidden_size)
     return settings, {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -76,13 +80,12 @@ def to_torch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
         linear.weight.copy_(tensors["Why"])
         if bias:
             linear.bias.copy_(tensors["by"])
-        for layer, directions in enumerate(names(settings["num_layers"], bidirectional)):
-            for name, theirs in zip(directions, (f"_l{layer}", f"_l{layer}_reverse"), strict=False):
-                getattr(rnn, "weight_ih" + theirs).copy_(tensors["Wxh" + name])
-                getattr(rnn, "weight_hh" + theirs).copy_(tensors["Whh" + name])
-                if bias:
-                    getattr(rnn, "bias_ih" + theirs).copy_(tensors["bh" + name])
-                    getattr(rnn, "bias_hh" + theirs).zero_()
+        for name, theirs in _torch_names(settings["num_layers"], bidirectional):
+            getattr(rnn, "weight_ih" + theirs).copy_(tensors["Wxh" + name])
+            getattr(rnn, "weight_hh" + theirs).copy_(tensors["Whh" + name])
+            if bias:
+                getattr(rnn, "bias_ih" + theirs).copy_(tensors["bh" + name])
+                getattr(rnn, "bias_hh" + theirs).zero_()
     return rnn, linear
 
 
@@ -114,9 +117,8 @@ def from_keras(weights: Sequence[ArrayLike], bidirectional: bool) -> tuple[dict[
         width = directions * H if layer else D
         for i, name in enumerate(suffixes):
             group = arrays[(layer * directions + i) * per_direction :][:per_direction]
-            for kind, array, shape in zip(
-                ("Wxh", "Whh", "bh"), group, ((width, H), (H, H), (H,)), strict=False
-            ):
+            kinds = ("Wxh", (width, H)), ("Whh", (H, H)), ("bh", (H,))
+            for (kind, shape), array in zip(kinds, group, strict=False):
                 _check(f"the {kind} of layer {layer}", array, shape)
                 tensors[kind + name] = torch.from_numpy(array.T.copy())
     dense_arrays = arrays[-dense:]
@@ -133,12 +135,8 @@ def from_keras(weights: Sequence[ArrayLike], bidirectional: bool) -> tuple[dict[
 def to_keras(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
     """Returns the weights for `set_weights` of a Keras model as in `from_keras`."""
     kinds = ("Wxh", "Whh", "bh") if settings["bias"] else ("Wxh", "Whh")
-    order = [
-        kind + name
-        for suffixes in names(settings["num_layers"], settings["bidirectional"])
-        for name in suffixes
-        for kind in kinds
-    ]
+    layers = names(settings["num_layers"], settings["bidirectional"])
+    order = [kind + suffix for suffixes in layers for suffix in suffixes for kind in kinds]
     order += ["Why", "by"] if settings["bias"] else ["Why"]
     return [np.ascontiguousarray(tensors[name].detach().cpu().numpy().T) for name in order]
 

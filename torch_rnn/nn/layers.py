@@ -49,7 +49,7 @@ def layered(
         hT (n, B, H).
 
     Raises:
-        TypeError, ValueError: as `recurrence`.
+        TypeError, ValueError: as in `recurrence`.
     """
     if mask is not None:
         mask = mask.to(x.device)
@@ -96,7 +96,7 @@ def _gather_steps(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverses the real steps of each row; its padding stays behind them."""
+    """Reverses the real steps of each row. The padding stays at the end."""
     if lengths is None:
         return x.flip(1)
     t, lengths = torch.arange(x.shape[1], device=x.device), lengths.to(x.device, torch.int64)[:, None]

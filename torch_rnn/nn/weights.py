@@ -33,9 +33,7 @@ def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: M
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the tensors and the data of a file that `save_weights` wrote.
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a weights file, or it has changed since it was written.
+    Raises FileNotFoundError, or ValueError if it is no weights file or has changed since it was written.
     """
     blob = Path(path).read_bytes()
     try:

@@ -48,8 +48,7 @@ def recurrence(
         x: (B, T, D) floats, or (B, T) integer ids, where `Wxh x[t]` is the column Wxh[:, x[t]].
         Wxh: (H, D), float32, float64 or bfloat16 (which always runs on "eager"). For ids it is fastest as the
             transpose of a contiguous (D, H) tensor.
-        bh: (H,), with Wxh's dtype and device, as Whh and h0.
-        Whh: (H, H).
+        bh, Whh: (H,) and (H, H), with Wxh's dtype and device.
         h0: (B, H), the state before the first step; zeros if None.
         lengths: (B,) integers in 0..T; T for every row if None. Past its length, a row keeps its state, so
             h[:, -1] is each row's last state. The padding of x is never read.
@@ -63,9 +62,8 @@ def recurrence(
         h (B, T, H); with `final`, the pair of h and each row's last state hT (B, H).
 
     Raises:
-        TypeError, ValueError: The message names the argument, its value and what is allowed. On CUDA, the
-            values of ids and lengths are not checked, because the host would have to wait for the device;
-            check them where you make them.
+        TypeError, ValueError: The message names the argument, its value and what is allowed. On CUDA, values
+            of ids and lengths are not checked, because the host would have to wait. Check them beforehand.
     """
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
@@ -88,8 +86,7 @@ def recurrence(
 def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
     """Returns the name of the backend that runs on a device; for "auto", the fastest one.
 
-    Raises:
-        ValueError: The backend does not exist or does not run on the device.
+    Raises ValueError for a backend that does not exist or does not run on the device.
     """
     device = torch.device(device)
     check_backend(backend)
@@ -135,7 +132,7 @@ def _choose(
     if nonlinearity not in FUSED_NONLINEARITIES.get(name, NONLINEARITIES):
         if backend != "auto":
             raise ValueError(
-                f"nonlinearity is {nonlinearity!r}; backend {name!r} lacks it, so use 'auto' or 'bptt'"
+                f"nonlinearity is {nonlinearity!r}; backend {name!r} lacks it, use 'auto' or 'bptt'"
             )
         return _fallback("bptt", f"for the nonlinearity {nonlinearity!r}")
     return BACKENDS[name]

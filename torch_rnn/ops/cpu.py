@@ -164,10 +164,7 @@ def _gradients(ids: Tensor | None, D: int, h: Tensor, Whh: Tensor, h0: Tensor) -
 
 
 def _scratch(like: Tensor) -> Tensor:
-    """Returns memory for like's size and dtype, which this thread uses again in its next call.
-
-    Reuse is faster, because the operating system takes long to provide new memory pages.
-    """
+    """Returns memory of like's size and dtype, which this thread reuses because new memory pages are slow."""
     memory = getattr(_SCRATCH, "memory", None)
     if memory is None or memory.dtype != like.dtype or memory.numel() < like.numel():
         memory = _SCRATCH.memory = like.new_empty(like.numel())

@@ -38,7 +38,7 @@ def in_a_graph(
     if device.type != "cuda":
         return function(*tensors, **constants)
     if capturing(device):
-        # Triton compiles a kernel anew for another alignment, which must not happen during a capture.
+        # Triton compiles a new kernel for another alignment, which must not happen during a capture.
         aligned = [tensor if tensor.data_ptr() % 16 == 0 else tensor.clone() for tensor in tensors]
         return function(*aligned, **constants)
     thread, stream = threading.get_ident(), torch.cuda.current_stream(device).cuda_stream

@@ -57,7 +57,7 @@ def fails(monkeypatch):
         ("np.exp(-np.logaddexp(0, -y))", "np.exp(-np.logaddexp(0, y))"),
     ],
 )
-def test_rung_1_catches(right, wrong):
+def test_rung_1_catches_faults(right, wrong):
     twin = mutant(reference, right, wrong).NumpyRNN
     cases = [(shape, r, C) for shape in (LENGTHS, FLOATS) for r in ("last", "every") for C in (1, 3)]
     caught = 0
@@ -80,7 +80,7 @@ def test_rung_1_catches(right, wrong):
         (eager, "h @ Whh.t()", "h.detach() @ Whh.t()", FULL),
     ],
 )
-def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
+def test_rung_2_catches_faults(monkeypatch, fails, module, right, wrong, shape):
     monkeypatch.setitem(BACKENDS, "eager", mutant(sys.modules[module.__module__], right, wrong).eager)
     fails(rung_2, "eager", shape, "last", 1, torch.float64)
 
@@ -104,7 +104,7 @@ def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
         ("return int(lengths.min())", "return int(lengths.max())", LENGTHS),
     ],
 )
-def test_rung_3_catches(monkeypatch, fails, right, wrong, shape):
+def test_rung_3_catches_faults(monkeypatch, fails, right, wrong, shape):
     monkeypatch.setitem(BACKENDS, "bptt", mutant(sys.modules[bptt.__module__], right, wrong).bptt)
     fails(rung_3, "bptt", shape, torch.float64)
 
@@ -123,7 +123,7 @@ def test_rung_2_catches_padding_that_is_read(monkeypatch, fails):
         (reference, 'np.clip(gradients["d" + name], -clip, clip)', 'gradients["d" + name]'),
     ],
 )
-def test_rung_4_catches(monkeypatch, fails, source, right, wrong):
+def test_rung_4_catches_faults(monkeypatch, fails, source, right, wrong):
     twin = mutant(source, right, wrong)
     if source is verbs:
         monkeypatch.setattr(module.RNN, "fit", twin.Verbs.fit)

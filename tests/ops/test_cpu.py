@@ -207,7 +207,7 @@ FAULTS = [
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the faulty kernels with")
 @pytest.mark.parametrize(("right", "wrong"), FAULTS, ids=range(len(FAULTS)))
-def test_rung_3_catches(monkeypatch, tmp_path, right, wrong):
+def test_rung_3_catches_faults(monkeypatch, tmp_path, right, wrong):
     """Each fault is one wrong line in a copy of the kernels, which rung_3 must find."""
     for name in ("cpu.c", "cpu.h", "cpu_kernel.h"):
         shutil.copy(SOURCES / name, tmp_path)
@@ -218,6 +218,7 @@ def test_rung_3_catches(monkeypatch, tmp_path, right, wrong):
     subprocess.run(command, cwd=tmp_path, check=True)
     faulty = ctypes.CDLL(str(tmp_path / "faulty.so"))
     monkeypatch.setattr(cpu, "library", lambda: faulty)
+    monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: 2)  # some faults need more than one thread
     caught = 0
     for shape in (LONG, MANY_WORDS, EDGES[6], EDGES[7]):
         try:

@@ -1,7 +1,7 @@
-"""Time the recurrence against nn.Embedding with nn.RNN, and Keras's SimpleRNN on JAX where that is installed.
+"""Times the recurrence against nn.Embedding with nn.RNN, and against Keras's SimpleRNN on JAX if installed.
 
-Each backend is first checked against eager; a wrong one is not timed, and the exit status is 1. Into a folder
-it writes benchmark.json, benchmark.png and benchmark.md, the table; --readme puts that into the README too.
+First checks each backend against eager. If one is wrong, nothing is timed and the exit status is 1. Writes
+benchmark.json, benchmark.png and the table benchmark.md. --readme also puts the table into README.md.
 """
 
 import argparse
@@ -16,14 +16,15 @@ import torch
 from torch_rnn.benchmarks.peers import (
     Candidate,
     as_one_graph,
-    keras_is_there,
+    keras_is_installed,
     keras_simple_rnn,
     ours,
     torch_rnn_module,
     training_step,
 )
-from torch_rnn.benchmarks.speed import PEER, draw, into_readme, table
-from torch_rnn.benchmarks.timing import Timing, device_name, in_turns
+from torch_rnn.benchmarks.tables import PEER, draw, replace_section, table
+from torch_rnn.benchmarks.timing import Timing, in_turns
+from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
 from torch_rnn.ops import available, recurrence
 from torch_rnn.testing import compare, twice_the_error
@@ -44,16 +45,16 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def backends(device: str) -> list[str]:
-    """Those that are timed; on the CPU not the definition, nor Triton, whose interpreter is for tests."""
+    """Returns the backends to time; Triton on the CPU is only an interpreter for tests."""
     return [name for name in available(device) if device == "cuda" or name not in ("eager", "triton")]
 
 
 def is_right(backend: str, B: int, H: int, device: str) -> bool:
-    """Whether its error against the float64 truth is at most twice eager's own, on this very shape.
+    """Returns whether a backend's error against float64 is at most twice eager's error, for this shape.
 
-    Under autocast eager's own is that of its bfloat16 products.
+    Under autocast, both errors include the rounding of products to bfloat16.
     """
-    found = {}
+    tensors = {}
     for name, dtype in (("truth", torch.float64), ("eager", torch.float32), (backend, torch.float32)):
         g = torch.Generator().manual_seed(0)
         ids = torch.randint(V, (B, T), generator=g).to(device)
@@ -63,8 +64,8 @@ def is_right(backend: str, B: int, H: int, device: str) -> bool:
         )
         weights = [w.to(device, dtype).requires_grad_() for w in (Wxh.t(), torch.zeros(H), Whh)]
         _, hT = recurrence(ids, *weights, backend="eager" if name == "truth" else name, final=True)
-        found[name] = [hT.detach(), *torch.autograd.grad(hT.sum(), weights)]
-    for got, eager, truth in zip(found[backend], found["eager"], found["truth"], strict=True):
+        tensors[name] = [hT.detach(), *torch.autograd.grad(hT.sum(), weights)]
+    for got, eager, truth in zip(tensors[backend], tensors["eager"], tensors["truth"], strict=True):
         if not compare(backend, got, truth, torch.float32, twice_the_error(eager.float(), truth)).holds:
             return False
     return True
@@ -74,41 +75,44 @@ def candidates(
     B: int, H: int, T: int, device: str, lengths: torch.Tensor | None = None
 ) -> dict[str, Candidate]:
     ids = torch.randint(V, (B, T), device=device)
-    found = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
-    found[PEER] = torch_rnn_module(ids, V, H, None)
+    by_name = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
+    by_name[PEER] = torch_rnn_module(ids, V, H, None)
     if lengths is not None:
-        found[f"{PEER}, packed"] = torch_rnn_module(ids, V, H, lengths)
-    elif device == "cpu" and keras_is_there():
-        found["Keras on JAX"] = keras_simple_rnn(ids, V, H)
-    return found
+        by_name[f"{PEER}, packed"] = torch_rnn_module(ids, V, H, lengths)
+    elif device == "cpu" and keras_is_installed():
+        by_name["Keras on JAX"] = keras_simple_rnn(ids, V, H)
+    return by_name
 
 
-def timed(found: dict[str, Candidate], turns: int) -> dict[str, dict[str, Timing]]:
-    """By candidate the milliseconds of `forward` and of `training`, forward with backward."""
+def time_candidates(by_name: dict[str, Candidate], turns: int) -> dict[str, dict[str, Timing]]:
+    """Returns each candidate's timings of "forward" and of "training", which is forward and backward."""
     passes = {
-        kind: in_turns({name: getattr(of, kind) for name, of in found.items()}, turns)
+        kind: in_turns({name: getattr(candidate, kind) for name, candidate in by_name.items()}, turns)
         for kind in Candidate._fields
     }
-    return {name: {kind: passes[kind][name] for kind in passes} for name in found}
+    return {name: {kind: passes[kind][name] for kind in passes} for name in by_name}
 
 
 def row(B: int, H: int, T: int, device: str, turns: int, lengths: torch.Tensor | None = None) -> dict:
     tokens = B * T if lengths is None else int(lengths.sum())
-    timings = timed(candidates(B, H, T, device, lengths), turns)
+    timings = time_candidates(candidates(B, H, T, device, lengths), turns)
     return {
         "B": B,
         "H": H,
         "T": T,
         "tokens": tokens,
-        "milliseconds": {name: {k: t._asdict() for k, t in of.items()} for name, of in timings.items()},
+        "milliseconds": {
+            name: {kind: timing._asdict() for kind, timing in kinds.items()}
+            for name, kinds in timings.items()
+        },
         "tokens_per_second": {
-            name: round(1000 * tokens / of["training"].median) for name, of in timings.items()
+            name: round(1000 * tokens / kinds["training"].median) for name, kinds in timings.items()
         },
     }
 
 
 def training_steps(B: int, H: int, device: str, turns: int) -> dict:
-    """A whole training step: launch by launch, and on a GPU as one CUDA graph."""
+    """Times a whole training step: launch by launch, and on a GPU also as one CUDA graph."""
     ids, lengths = torch.randint(V, (B, T), device=device), torch.randint(1, T + 1, (B,), device=device)
     labels = torch.randint(2, (B,), device=device)
     step = training_step(ids, lengths, labels, V, H)
@@ -120,7 +124,7 @@ def training_steps(B: int, H: int, device: str, turns: int) -> dict:
 
 
 def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
-    """The lengths of a batch of reviews of similar length, the middle one of an epoch by its tokens."""
+    """Returns the lengths of the IMDB training batch whose number of tokens is the median."""
     from torch_rnn.data.imdb import IMDB
 
     data = IMDB(root=root, batch_size=B)
@@ -131,88 +135,88 @@ def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
 
 
 def peak_memory(name: str, B: int, H: int, device: str) -> int:
-    """Bytes that one training pass takes at its peak above what its process had; in a process of its own."""
+    """Returns the peak memory in bytes that one training pass adds. Needs a process of its own."""
     torch.manual_seed(0)
     candidate = candidates(B, H, T, device)[name]
     if device == "cuda":
-        candidate.training()  # what is compiled, captured and kept once is not counted
+        candidate.training()  # leaves out what is compiled, captured or cached once
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         candidate.training()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _peak_resident()
     candidate.training()
     return _peak_resident() - before
 
 
 def _peak_resident() -> int:
-    """The largest resident size so far in bytes, as Linux counts it."""
+    """Returns the process's largest resident size so far, in bytes (Linux only)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def memory(B: int, H: int, device: str) -> dict[str, int]:
-    found = {}
+    sizes = {}
     if device == "cpu" and sys.platform != "linux":
-        return found
+        return sizes
     for name in [*backends(device), PEER]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            found[name] = process.submit(peak_memory, name, B, H, device).result()
-    return found
+            sizes[name] = process.submit(peak_memory, name, B, H, device).result()
+    return sizes
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", choices=GRIDS, default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products")
     parser.add_argument("--grid", choices=("small", "full"), default="small")
-    parser.add_argument("--turns", type=int, default=5, help="of 3 calls each (default: 5)")
-    parser.add_argument("--imdb", action="store_true", help="time the lengths of IMDB's reviews as well")
+    parser.add_argument("--turns", type=int, default=5, help="number of turns of 3 calls each (default: 5)")
+    parser.add_argument("--imdb", action="store_true", help="also time batches with IMDB's lengths")
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
-    parser.add_argument("--readme", action="store_true", help="put the table into the README")
-    chosen = parser.parse_args()
-    if chosen.turns < 1:
-        parser.error(f"--turns is {chosen.turns}; it must be at least 1")
-    if chosen.device == "cuda" and not torch.cuda.is_available():
+    parser.add_argument("--readme", action="store_true", help="also put the table into README.md")
+    args = parser.parse_args()
+    if args.turns < 1:
+        parser.error(f"--turns is {args.turns}; it must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(
             "--device is cuda; this machine has no CUDA device, or this torch was built without CUDA"
         )
-    return chosen
+    return args
 
 
-def measured(chosen: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
-    """All that benchmark.json holds."""
-    device, turns = chosen.device, chosen.turns
-    found = {
+def measure(args: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
+    """Returns the contents of benchmark.json."""
+    device, turns = args.device, args.turns
+    results = {
         "device": device,
         "machine": device_name(torch.device(device)),
         "torch": torch.__version__,
-        "dtype": chosen.dtype,
+        "dtype": args.dtype,
         "T": T,
         "V": V,
     }
-    found["shapes"] = [row(B, H, T, device, turns) for B, H in shapes]
-    found["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
-    if chosen.imdb:
-        root = getattr(chosen, "data.root")
-        of = {B: imdb_lengths(B, root).to(device) for B in {B for B, _ in shapes if B >= 32}}
-        found["imdb_lengths"] = [
-            row(B, H, int(of[B].max()), device, turns, of[B]) for B, H in shapes if B in of
+    results["shapes"] = [row(B, H, T, device, turns) for B, H in shapes]
+    results["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
+    if args.imdb:
+        root = getattr(args, "data.root")
+        lengths = {B: imdb_lengths(B, root).to(device) for B in {B for B, _ in shapes if B >= 32}}
+        results["imdb_lengths"] = [
+            row(B, H, int(lengths[B].max()), device, turns, lengths[B]) for B, H in shapes if B in lengths
         ]
-    found["training_step"] = [training_steps(B, H, device, turns) for B, H in shapes]
+    results["training_step"] = [training_steps(B, H, device, turns) for B, H in shapes]
     B, H = shapes[-2]
-    found["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
-    return found
+    results["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
+    return results
 
 
 def main() -> int:
-    chosen = arguments()
+    args = arguments()
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # else nn.RNN is timed on products of 10 bits
-    shapes, device = GRIDS[chosen.device][chosen.grid], chosen.device
-    with torch.autocast(device, torch.bfloat16, enabled=chosen.dtype == "bfloat16"):
+    torch.backends.cudnn.allow_tf32 = False  # otherwise nn.RNN would multiply with 10-bit precision
+    shapes, device = GRIDS[args.device][args.grid], args.device
+    with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
         for B, H in shapes:
             if wrong := [backend for backend in backends(device) if not is_right(backend, B, H, device)]:
                 print(
@@ -221,17 +225,17 @@ def main() -> int:
                 )
                 return 1
         print("every backend agrees with eager on every shape; timing")
-        found = measured(chosen, shapes)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("json", json.dumps(found, indent=2) + "\n"), ("md", table(found))):
+        results = measure(args, shapes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("json", json.dumps(results, indent=2) + "\n"), ("md", table(results))):
         write_atomically(
-            chosen.out / f"benchmark.{name}", lambda part, text=text: part.write_text(text, encoding="utf-8")
+            args.out / f"benchmark.{name}", lambda part, text=text: part.write_text(text, encoding="utf-8")
         )
-    draw(found, chosen.out / "benchmark.png")
-    if chosen.readme:
-        into_readme(table(found), README, "benchmark")
-    print(table(found))
-    print(chosen.out / "benchmark.json")
+    draw(results, args.out / "benchmark.png")
+    if args.readme:
+        replace_section(table(results), README, "benchmark")
+    print(table(results))
+    print(args.out / "benchmark.json")
     return 0
 
 

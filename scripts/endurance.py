@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from torch_rnn.benchmarks.speed import into_readme
+from torch_rnn.benchmarks.tables import replace_section as into_readme
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

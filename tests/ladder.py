@@ -1,7 +1,6 @@
-"""The ladder of trust: each rung is one function that proves an implementation or raises AssertionError.
+"""The checks of correctness, each based on the one before: rung_1 to rung_4 raise AssertionError or return.
 
-The rungs are climbed by the tests of the rooms they belong to, and again by test_faults.py with seeded
-faults, each of which must make its rung fail.
+The tests of the packages call them. test_faults.py calls them with seeded faults, which they must find.
 """
 
 from typing import NamedTuple
@@ -52,7 +51,7 @@ SHAPES = (
 
 
 def inputs(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
-    """x (float64 or ids), lengths and a nonzero h0; what stands in the padding must never be read."""
+    """Returns x (float64 or ids), lengths and a nonzero h0. The padding of x holds invalid values."""
     g = torch.Generator().manual_seed(seed)
     B, T, D, H = shape[:4]
     x = torch.randint(D, (B, T), generator=g) if shape.ids else torch.randn(B, T, D, generator=g).double()
@@ -63,7 +62,7 @@ def inputs(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
 
 
 def labels(shape: Shape, C: int, readout: str, seed: int = 1) -> Tensor:
-    """Mostly the highest class: with balanced labels dby is a difference of equal numbers, all rounding."""
+    """Returns labels that are mostly the highest class; if balanced, dby would cancel to rounding errors."""
     g = torch.Generator().manual_seed(seed)
     size = (shape.B, shape.T) if readout == "every" else (shape.B,)
     highest = max(C, 2) - 1
@@ -71,7 +70,7 @@ def labels(shape: Shape, C: int, readout: str, seed: int = 1) -> Tensor:
 
 
 def rows(x: Tensor, lengths: Tensor | None, y: Tensor, readout: str) -> tuple[list, list]:
-    """A padded batch as the reference takes it: one array a row, without its padding."""
+    """Returns a padded batch as lists of sequences and labels for the reference, without padding."""
     ends = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
     sequences = [row[:end].numpy() for row, end in zip(x, ends, strict=True)]
     return sequences, [
@@ -80,13 +79,13 @@ def rows(x: Tensor, lengths: Tensor | None, y: Tensor, readout: str) -> tuple[li
 
 
 def skip_unless_it_runs(backend: str, device: str) -> None:
-    """Skips the test where the backend does not run on that device of this machine."""
+    """Skips the test if the backend does not run on the device here."""
     if backend not in available(device):
         pytest.skip(f"{backend} does not run on {device} here")
 
 
 def rung_1(reference: type[NumpyRNN], shape: Shape, readout: str, C: int) -> None:
-    """reference.py against central differences, every entry of every gradient, dh0 included."""
+    """Compares every gradient of reference.py, including dh0, with central differences."""
     x, lengths, h0 = inputs(shape)
     y = labels(shape, C, readout)
     rnn = reference(shape.D, shape.H, C, readout=readout)
@@ -95,14 +94,14 @@ def rung_1(reference: type[NumpyRNN], shape: Shape, readout: str, C: int) -> Non
     for sequence, y_true, h0_row in zip(*rows(x, lengths, y, readout), h0.numpy(), strict=True):
         got = rnn.backward(sequence, y_true, rnn.forward(sequence, h0_row))
         for name, want in central_differences(rnn, sequence, y_true, h0_row.copy()).items():
-            if np.abs(want).max(initial=0) < 1e-9:  # no step, or none scored: the true gradient is zero
+            if np.abs(want).max(initial=0) < 1e-9:  # no steps: the true gradient is zero
                 assert not got[name].any(), f"{name} should be zero"
             else:
                 assert_parity(name, torch.tensor(got[name]), want, torch.float64, CENTRAL_DIFFERENCES)
 
 
 def rung_2(backend: str, shape: Shape, readout: str, C: int, dtype: torch.dtype, device: str = "cpu") -> None:
-    """An RNN against the reference: states, logits, loss, and the gradient of every parameter and of h0."""
+    """Compares an RNN with the reference: states, logits, loss, and gradients of all parameters and h0."""
     x, lengths, h0 = inputs(shape)
     y = labels(shape, C, readout)
     sequences, targets = rows(x, lengths, y, readout)
@@ -138,9 +137,9 @@ def rung_2(backend: str, shape: Shape, readout: str, C: int, dtype: torch.dtype,
 def states_and_gradients(
     backend: str, shape: Shape, dtype: torch.dtype, nonlinearity: str, device: str
 ) -> dict[str, Tensor]:
-    """h, hT, and their gradients for random dh and dhT, which weigh every state, padded ones too.
+    """Returns h, hT, and their gradients for random dh and dhT, and for dhT alone.
 
-    The gradients are taken twice: with both, and of hT alone.
+    dh is nonzero at padded steps too.
     """
     x, lengths, h0 = inputs(shape)
     g = torch.Generator().manual_seed(5)
@@ -161,19 +160,19 @@ def states_and_gradients(
         backend=backend,
         final=True,
     )
-    found = {"h": h, "hT": hT}
+    results = {"h": h, "hT": hT}
     for outputs, upstream, name in (((h, hT), (dh, dhT), "d{}"), ((hT,), (dhT,), "d{} of hT alone")):
         got = torch.autograd.grad(
             outputs, list(tensors.values()), upstream, retain_graph=True, materialize_grads=True
         )
-        found |= {name.format(of): gradient for of, gradient in zip(tensors, got, strict=True)}
-    return found
+        results |= {name.format(tensor): gradient for tensor, gradient in zip(tensors, got, strict=True)}
+    return results
 
 
 def rung_3(
     backend: str, shape: Shape, dtype: torch.dtype, nonlinearity: str = "tanh", device: str = "cpu"
 ) -> None:
-    """A backend against eager: its error against the float64 truth is at most twice eager's, and a floor."""
+    """Checks that a backend's error against float64 is at most twice the error of eager, plus a margin."""
     truth = states_and_gradients("eager", shape, torch.float64, nonlinearity, "cpu")
     eager = states_and_gradients("eager", shape, dtype, nonlinearity, device)
     got = states_and_gradients(backend, shape, dtype, nonlinearity, device)
@@ -184,10 +183,10 @@ def rung_3(
 def rung_4(
     backend: str, readout: str, C: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> None:
-    """Ten clipped training steps in NumPy and in the RNN: equal losses, equal parameters."""
+    """Compares losses and parameters of ten clipped training steps in NumPy and in the RNN."""
     shape = Shape(10, 30, 6, 8, ids=False, lengths=(30, 1, 30, 12, 5, 29, 30, 2, 8, 17))
     x, lengths, _ = inputs(shape)
-    x[..., 0] *= 50  # a large input with small weights: dWxh is beyond the clip, and h is not saturated
+    x[..., 0] *= 50  # a large input with small weights: dWxh gets clipped, and h is not saturated
     sequences, targets = rows(x, lengths, labels(shape, C, readout), readout)
     reference = NumpyRNN(shape.D, shape.H, C, readout=readout)
     reference.Wxh[:, 0] /= 50

@@ -1,4 +1,4 @@
-"""Seeded faults: each is one wrong line in a copy of the source, and its rung of the ladder must fail."""
+"""Seeded faults: each is one wrong line in a copy of the source, which a check of ladder.py must find."""
 
 import importlib.util
 import inspect
@@ -15,24 +15,24 @@ from torch_rnn.ops import BACKENDS, bptt, eager, inputs
 LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
 FLOATS = Shape(4, 9, 6, 5, ids=False, lengths=(9, 1, 4, 0))
 FULL = Shape(3, 7, 5, 4, ids=False)
-"""Shapes: rows of many lengths, ids and floats; rows without padding."""
+"""Rows of different lengths, with ids and with floats, and rows without padding."""
 
 
 def mutant(module, right: str, wrong: str):
-    """The module as it would be with one line wrong."""
+    """Returns a copy of the module with one wrong line."""
     source = inspect.getsource(module)
-    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module.__name__}"
+    assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times in {module.__name__}"
     spec = importlib.util.spec_from_loader("mutant", loader=None)
     twin = importlib.util.module_from_spec(spec)
     sys.modules["mutant"] = twin
-    source = source.replace(right, wrong).replace('"torch_rnn::', '"mutant::')  # operations of its own
+    source = source.replace(right, wrong).replace('"torch_rnn::', '"mutant::')  # custom operations of its own
     exec(compile(source, "mutant", "exec"), twin.__dict__)
     return twin
 
 
 @pytest.fixture
 def fails(monkeypatch):
-    """fails(rung, *arguments): the rung raises AssertionError now, and does not without the fault."""
+    """fails(rung, *arguments) checks that the rung raises AssertionError, but not without the fault."""
 
     def check(rung, *arguments):
         with pytest.raises(AssertionError):
@@ -57,7 +57,7 @@ def fails(monkeypatch):
         ("np.exp(-np.logaddexp(0, -y))", "np.exp(-np.logaddexp(0, y))"),
     ],
 )
-def test_rung_1_catches(right, wrong):
+def test_rung_1_catches_faults(right, wrong):
     twin = mutant(reference, right, wrong).NumpyRNN
     cases = [(shape, r, C) for shape in (LENGTHS, FLOATS) for r in ("last", "every") for C in (1, 3)]
     caught = 0
@@ -80,7 +80,7 @@ def test_rung_1_catches(right, wrong):
         (eager, "h @ Whh.t()", "h.detach() @ Whh.t()", FULL),
     ],
 )
-def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
+def test_rung_2_catches_faults(monkeypatch, fails, module, right, wrong, shape):
     monkeypatch.setitem(BACKENDS, "eager", mutant(sys.modules[module.__module__], right, wrong).eager)
     fails(rung_2, "eager", shape, "last", 1, torch.float64)
 
@@ -104,7 +104,7 @@ def test_rung_2_catches(monkeypatch, fails, module, right, wrong, shape):
         ("return int(lengths.min())", "return int(lengths.max())", LENGTHS),
     ],
 )
-def test_rung_3_catches(monkeypatch, fails, right, wrong, shape):
+def test_rung_3_catches_faults(monkeypatch, fails, right, wrong, shape):
     monkeypatch.setitem(BACKENDS, "bptt", mutant(sys.modules[bptt.__module__], right, wrong).bptt)
     fails(rung_3, "bptt", shape, torch.float64)
 
@@ -123,7 +123,7 @@ def test_rung_2_catches_padding_that_is_read(monkeypatch, fails):
         (reference, 'np.clip(gradients["d" + name], -clip, clip)', 'gradients["d" + name]'),
     ],
 )
-def test_rung_4_catches(monkeypatch, fails, source, right, wrong):
+def test_rung_4_catches_faults(monkeypatch, fails, source, right, wrong):
     twin = mutant(source, right, wrong)
     if source is module:
         monkeypatch.setattr(module.RNN, "fit", twin.RNN.fit)

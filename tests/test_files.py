@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""A failed write changes nothing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rung 1: the reference against central differences, and what the article promises of it."""
+"""The reference: its gradient against central differences, its training, and the input that it refuses."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_forward_is_the_equation():
     np.testing.assert_allclose(rnn.forward(x), rnn.Why @ h2 + rnn.by, rtol=1e-14)
 
 
-def test_ids_are_one_hot_vectors_written_short():
+def test_ids_equal_one_hot_vectors():
     rnn = NumpyRNN(5, 4, 3, readout="every")
     ids = np.array([3, 0, 4, 4])
     labels = np.array([0, 1, 2, 0])
@@ -45,7 +45,7 @@ def test_learns_the_articles_xor_from_orthogonal_weights(seed):
     assert rnn.evaluate(*XOR) == (pytest.approx(losses[-1] / 4, rel=0.2), 1.0)
 
 
-def test_never_learns_it_from_the_articles_own_initial_weights():
+def test_never_learns_xor_from_the_articles_initial_weights():
     for seed in range(10):
         rnn = NumpyRNN(2, 16, 1, init="seed", seed=seed)
         rnn.train(*XOR, epochs=1000)
@@ -70,7 +70,7 @@ def test_loss_is_the_cross_entropy_of_the_logits():
     assert sigmoid.loss(1, np.array([-1e4])) == pytest.approx(1e4)
 
 
-def test_evaluate_weighs_every_scored_step_alike():
+def test_evaluate_weighs_every_step_equally():
     rnn = NumpyRNN(3, 4, 2, readout="every")
     x, y = [[0], [1, 2, 0]], [[1], [0, 1, 1]]
     loss, accuracy = rnn.evaluate(x, y)
@@ -79,7 +79,7 @@ def test_evaluate_weighs_every_scored_step_alike():
     assert accuracy == hits.mean()
 
 
-def test_weights_start_orthogonal_or_as_the_article_has_them():
+def test_initial_weights():
     rnn = NumpyRNN(50, 8, 3, seed=2)
     for matrix in (rnn.Wxh, rnn.Whh, rnn.Why):
         np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-12)
@@ -128,7 +128,7 @@ def test_refuses_bad_labels_and_a_stale_x():
         rnn.loss(2, y)
     with pytest.raises(ValueError, match="y_true has shape"):
         rnn.loss([0, 1], y)
-    with pytest.raises(ValueError, match="not what forward saw last"):
+    with pytest.raises(ValueError, match="not the latest input of forward"):
         rnn.backward([0, 0], 1, y)
     with pytest.raises(ValueError, match="call forward"):
         NumpyRNN(2, 3, 1).backward([0, 0], 1, y)

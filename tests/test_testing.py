@@ -1,4 +1,4 @@
-"""The comparison itself: it can fail, and does for NaN, a wrong dtype and a wrong shape."""
+"""The comparison fails for large differences, NaN, a wrong dtype and a wrong shape."""
 
 import numpy as np
 import pytest
@@ -27,12 +27,12 @@ def test_difference_is_relative_to_the_largest_entry():
         (torch.tensor(WANT) * (1 + 1e-11), r"x differs by 1\.0e-11; allowed is 1\.0e-12"),
     ],
 )
-def test_it_fails(got, message):
+def test_wrong_tensors_fail(got, message):
     with pytest.raises(AssertionError, match=message):
         assert_parity("x", got, WANT, torch.float64)
 
 
-def test_nan_in_the_reference_and_something_for_nothing_fail():
+def test_nan_in_the_reference_and_nonzero_values_against_zeros_fail():
     with pytest.raises(AssertionError, match="the reference for x has NaN"):
         assert_parity("x", torch.zeros(1).double(), np.array([np.nan]), torch.float64)
     with pytest.raises(AssertionError, match="x differs by inf"):
@@ -40,7 +40,7 @@ def test_nan_in_the_reference_and_something_for_nothing_fail():
     assert_parity("x", torch.zeros(0).double(), np.zeros(0), torch.float64)
 
 
-def test_tolerances_are_derived():
+def test_tolerances_grow_with_steps_and_passes():
     assert tolerance(torch.float32, 100, passes=1) == TOLERANCES[torch.float32] == 2e-6
     assert tolerance(torch.float32, 400, passes=2) == pytest.approx(4 * 2e-6)
     eager, truth = torch.tensor([1.0, 1 + 1e-5]), torch.ones(2).double()

@@ -1,4 +1,4 @@
-"""Files that cannot be half-written: the old one or the new, whatever dies meanwhile."""
+"""Writes files atomically: after a crash, either the old or the new file is there, complete."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 def write_atomically(
     path: str | os.PathLike, write: Callable[[Path], None], *, keep: Path | None = None
 ) -> None:
-    """Calls write(temporary path) and puts the result at `path`: the old file or the new, never a part.
+    """Calls write(temporary path) and renames the result to `path`.
 
-    The temporary file lies beside the target and is flushed to disk before it is renamed (POSIX rename). What
-    stood at `path` is renamed to `keep` before, where that is given; a kill can fall between the two.
+    The temporary file is in the same folder and is flushed to disk before the atomic rename (POSIX). If
+    `keep` is given, the old file is first renamed to it; a kill between the two renames leaves only `keep`.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -24,7 +24,7 @@ def write_atomically(
             os.replace(path, keep)
         os.replace(part, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write has none
+        error.filename = error.filename or str(path)  # errors of write() have no file name
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -37,13 +37,13 @@ def write_atomically(
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes the temporary files that killed writers have left; nobody else may be writing there."""
+    """Removes temporary files of killed processes. No other process may be writing to the folder."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
+    """Returns the SHA-256 of a file's contents in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -2,14 +2,14 @@
 
     h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)          y = Why h[T] + by
 
-One sequence at a time, float64, no framework: the forward pass, the gradient by back-propagation through
-time, and the training loop. Everything else in this package is proven against this file, and this file is
-proven against central differences.
+The forward pass, the gradient by back-propagation through time, and the training loop, for one sequence at a
+time in float64. Tests compare all other code in this package with this file, and this file with central
+differences.
 
     T  time steps       D  input size       H  hidden size       C  outputs
-    x  (T, D) floats, or (T,) integer ids: an id is a one-hot vector written short, so that D is the size of
-       the vocabulary and `Wxh x[t]` is a column of Wxh
-    h  (H,)             y  (C,), the logits; with the readout "every", (T, C)
+    x  (T, D) floats, or (T,) integer ids. An id stands for a one-hot vector, so D is the vocabulary
+       size, and `Wxh x[t]` is a column of Wxh
+    h  (H,)             y  (C,), the logits; with the readout "every" (T, C)
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,20 @@ CLIP = 5.0
 
 
 class NumpyRNN:
-    """A vanilla RNN, its gradient written by hand (Rumelhart, Hinton and Williams, 1986; Werbos, 1990).
+    """A vanilla RNN with a hand-written gradient (Rumelhart, Hinton and Williams, 1986; Werbos, 1990).
 
-    input_size   D: the width of a float input, or the number of different ids.
-    hidden_size  H.
-    output_size  C: 1 for a yes or no (sigmoid), else the number of classes (softmax).
-    readout      "last": one y, from the last state (many to one). "every": a y at each step (many to many).
-    init         "orthogonal": matrices with orthonormal rows or columns, zero biases (Saxe et al., 2014).
-                 "seed": normal * 0.01, zero biases.
-    seed         of the initial weights: equal seeds give equal weights.
+    Args:
+        input_size: D, the width of a float input, or the number of different ids.
+        hidden_size: H.
+        output_size: C, 1 for binary labels (sigmoid), otherwise the number of classes (softmax).
+        readout: "last" for one y from the last state (many to one), or "every" for a y at each step (many to
+            many).
+        init: "orthogonal" for matrices with orthonormal rows or columns (Saxe et al., 2014), or "seed" for
+            normal * 0.01. Biases start at zero.
+        seed: seed of the initial weights.
 
-    Raises ValueError for a size below 1, a readout or an init not named above.
+    Raises:
+        ValueError: A size is below 1, or a readout or an init is unknown.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class NumpyRNN:
             raise ValueError(f"init is {init!r}; it must be 'orthogonal' or 'seed'")
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.readout, self.init = readout, init
-        self.x = None  # what `forward` saw last
+        self.x = None  # the latest input of `forward`
 
         rng = np.random.default_rng(seed)
         matrix = orthogonal if init == "orthogonal" else small_normal
@@ -66,10 +69,16 @@ class NumpyRNN:
         self.by = np.zeros(output_size)  # (C,)
 
     def forward(self, x: ArrayLike, h0: ArrayLike | None = None) -> np.ndarray:
-        """The logits y of one sequence x, starting from the state h0 (H,), by default zeros.
+        """Returns the logits of a sequence: (C,), or (T, C) with the readout "every".
 
-        Returns (C,), or (T, C) with the readout "every". Keeps x and all states for `backward`.
-        Raises TypeError or ValueError for an x that is neither (T, D) floats nor (T,) ids in 0..D-1.
+        Stores x and all states for `backward`.
+
+        Args:
+            x: (T, D) floats or (T,) ids in 0..D-1.
+            h0: (H,), the state before the first step; zeros if None.
+
+        Raises:
+            TypeError, ValueError: x or h0 has another shape, dtype or range.
         """
         x = self._sequence(x)
         h = np.zeros(self.hidden_size) if h0 is None else np.asarray(h0, dtype=float)
@@ -81,22 +90,22 @@ class NumpyRNN:
             h = np.tanh(Wxh_x + self.Whh @ h + self.bh)
             self.hs.append(h)
         self.hs = np.stack(self.hs)  # (T + 1, H): hs[t] is the state before step t, hs[0] is h0
-        scored = self.hs[-1] if self.readout == "last" else self.hs[1:]
-        return scored @ self.Why.T + self.by
+        h = self.hs[-1] if self.readout == "last" else self.hs[1:]
+        return h @ self.Why.T + self.by
 
     def backward(self, x: ArrayLike, y_true: ArrayLike, y_pred: np.ndarray) -> dict[str, np.ndarray]:
-        """The gradient of `loss(y_true, y_pred)` after `y_pred = forward(x)`, unclipped.
+        """Returns the unclipped gradient of `loss(y_true, y_pred)`: dWxh, dWhh, dWhy, dbh, dby and dh0.
 
-        Returns dWxh, dWhh, dWhy, dbh, dby and dh0 by name, each of its parameter's shape.
-        Raises ValueError when x is not what `forward` saw last, or for labels as `loss` does.
+        Raises ValueError if x is not the latest input of `forward`, or y_true is not as `loss` requires.
         """
         x = self._sequence(x)
         if self.x is None or not np.array_equal(x, self.x):
-            raise ValueError("x is not what forward saw last; call forward(x) before backward")
+            raise ValueError("x is not the latest input of forward; call forward(x) before backward")
         hs, T = self.hs, len(x)
 
-        # y = Why h + by. dhs[t]: what the scored outputs say about the state hs[t].
-        dy = self._probabilities(y_pred) - self._targets(y_true, y_pred)  # softmax or sigmoid, cross-entropy
+        # y = Why h + by. dhs[t] is the part of hs[t]'s gradient that comes directly from y.
+        # dy is the gradient of the cross-entropy after softmax or sigmoid.
+        dy = self._probabilities(y_pred) - self._targets(y_true, y_pred)
         dhs = np.zeros_like(hs)  # (T + 1, H)
         if self.readout == "last":
             dWhy, dby = np.outer(dy, hs[T]), dy
@@ -107,7 +116,7 @@ class NumpyRNN:
 
         dWxh, dWhh, dbh = np.zeros_like(self.Wxh), np.zeros_like(self.Whh), np.zeros_like(self.bh)
         dh = dhs[T]
-        for t in reversed(range(T)):  # step t made hs[t + 1] out of x[t] and hs[t]
+        for t in reversed(range(T)):  # step t computed hs[t + 1] from x[t] and hs[t]
             da = (1 - hs[t + 1] ** 2) * dh  # tanh'(a) = 1 - tanh(a)^2
             dbh += da
             dWhh += np.outer(da, hs[t])
@@ -119,7 +128,7 @@ class NumpyRNN:
         return {"dWxh": dWxh, "dWhh": dWhh, "dWhy": dWhy, "dbh": dbh, "dby": dby, "dh0": dh}
 
     def update(self, gradients: dict[str, np.ndarray], learning_rate: float, clip: float = CLIP) -> None:
-        """One step of gradient descent, each entry of each gradient first clipped to -clip..clip."""
+        """Takes one step of gradient descent, with each entry of each gradient clipped to -clip..clip."""
         for name in PARAMETERS:
             parameter = getattr(self, name)
             parameter -= learning_rate * np.clip(gradients["d" + name], -clip, clip)
@@ -131,7 +140,7 @@ class NumpyRNN:
         epochs: int = 100,
         learning_rate: float = 0.1,
     ) -> list[float]:
-        """Gradient descent, a sequence at a time and in the order given; returns each epoch's summed loss."""
+        """Trains on one sequence at a time, in the given order. Returns the summed loss of each epoch."""
         losses = []
         for _ in range(epochs):
             total = 0.0
@@ -143,10 +152,14 @@ class NumpyRNN:
         return losses
 
     def loss(self, y_true: ArrayLike, y_pred: np.ndarray) -> float:
-        """The cross-entropy of the logits y_pred, in nats, summed over the scored steps.
+        """Returns the cross-entropy of the logits y_pred in nats, summed over steps.
 
-        y_true is the class, 0 or 1 where C is 1, else 0..C-1; with the readout "every" a class a step, (T,).
-        Raises ValueError for another shape or another class.
+        Args:
+            y_true: the class, 0 or 1 if C is 1, otherwise in 0..C-1; with the readout "every" (T,) classes.
+            y_pred: the logits that `forward` returned.
+
+        Raises:
+            ValueError: y_true has another shape or another class.
         """
         y_true, y_pred = self._labels(y_true, y_pred), np.asarray(y_pred)
         if self.output_size == 1:
@@ -157,22 +170,22 @@ class NumpyRNN:
         return float(-np.sum(np.take_along_axis(log_p, y_true[..., None], axis=-1)))
 
     def predict(self, x: ArrayLike) -> int | np.ndarray:
-        """The most probable class of x; with the readout "every", of each of its steps, (T,)."""
+        """Returns the most probable class; with the readout "every" (T,), that of each step."""
         y = self.forward(x)
         classes = (y[..., 0] > 0).astype(int) if self.output_size == 1 else y.argmax(axis=-1)
         return classes if self.readout == "every" else int(classes)
 
     def evaluate(self, x_test: Sequence[ArrayLike], y_test: Sequence[ArrayLike]) -> tuple[float, float]:
-        """The mean loss and the accuracy over all scored outputs. Raises ValueError where there are none."""
-        loss, correct, scored = 0.0, 0, 0
+        """Returns the mean loss and the accuracy over all outputs. Raises ValueError if there are none."""
+        loss, correct, outputs = 0.0, 0, 0
         for x, y_true in zip(x_test, y_test, strict=True):
             loss += self.loss(y_true, self.forward(x))
             hits = self.predict(x) == np.asarray(y_true)
             correct += np.sum(hits)
-            scored += np.size(hits)
-        if scored == 0:
-            raise ValueError("x_test is empty; evaluate needs at least one scored output")
-        return loss / scored, float(correct / scored)
+            outputs += np.size(hits)
+        if outputs == 0:
+            raise ValueError("x_test is empty; evaluate needs at least one output")
+        return loss / outputs, float(correct / outputs)
 
     def _probabilities(self, y: np.ndarray) -> np.ndarray:
         if self.output_size == 1:
@@ -209,12 +222,12 @@ class NumpyRNN:
 
 
 def orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """A (rows, columns) matrix with orthonormal rows, or columns where they are fewer, uniformly drawn."""
+    """Draws a (rows, columns) matrix uniformly from those with orthonormal rows or, if fewer, columns."""
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
-    q *= np.sign(np.diag(r))  # without this, QR's sign convention would bias the draw
+    q *= np.sign(np.diag(r))  # otherwise QR's sign convention would bias the draw
     return q if rows >= columns else np.ascontiguousarray(q.T)
 
 
 def small_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """A (rows, columns) matrix of normal * 0.01."""
+    """Draws a (rows, columns) matrix of normal * 0.01."""
     return rng.standard_normal((rows, columns)) * 0.01

@@ -1,7 +1,8 @@
-"""Is it the same? The comparison that every claim of this package rests on, and its only table of tolerances.
+"""Compares tensors with reference values, with this package's only table of tolerances.
 
-A difference is the largest one of a tensor, relative to that tensor's largest entry. Element by element, two
-correct loops differ by 7e-12 in float64 where this reads 7e-16: an entry near zero has no relative error.
+The difference of two tensors is their largest absolute difference, divided by the reference's largest entry.
+Relative differences of single entries say little near zero: there, two correct float64 loops differ by 7e-12,
+while the difference used here is 7e-16.
 """
 
 from typing import NamedTuple
@@ -13,26 +14,26 @@ from torch import Tensor
 from torch_rnn.reference import NumpyRNN
 
 CENTRAL_DIFFERENCES = 1e-6
-"""A hand-written gradient against (L(p + e) - L(p - e)) / 2e in float64."""
+"""For a hand-written gradient against (L(p + e) - L(p - e)) / 2e in float64."""
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6}
-"""One pass of a plain loop in each dtype over up to 100 steps, against the reference, which is float64."""
+"""For one pass of a plain loop over at most 100 steps, against the float64 reference."""
 
-FLOORS = {torch.float64: 1e-12, torch.float32: 4 * torch.finfo(torch.float32).eps}
-"""What a fused kernel may err beyond twice the plain loop's own error."""
+MARGINS = {torch.float64: 1e-12, torch.float32: 4 * torch.finfo(torch.float32).eps}
+"""Error that a fused kernel may add to twice the plain loop's error."""
 
 
 def tolerance(dtype: torch.dtype, T: int, passes: int) -> float:
-    """How far values may be from the reference that have gone so many times through T steps of a plain loop.
+    """Returns the tolerance for values that a plain loop computed in some passes over T steps.
 
-    States have gone through it once, gradients twice. Each step rounds; where the recurrence neither shrinks
-    nor grows what it carries, T roundings add up as sqrt(T) (a random walk), and each pass adds its own.
+    States take one pass, gradients two. Each step rounds. Errors that the recurrence neither shrinks nor
+    amplifies grow as sqrt(T), as in a random walk. The errors of the passes add up.
     """
     return TOLERANCES[dtype] * passes * max(1.0, (T / 100) ** 0.5)
 
 
 class Comparison(NamedTuple):
-    """One tensor against its reference: a row of a table."""
+    """The difference of one tensor from its reference values, and the tolerance."""
 
     name: str
     absolute: float
@@ -47,9 +48,9 @@ class Comparison(NamedTuple):
 def compare(
     name: str, got: Tensor, want: Tensor | np.ndarray, dtype: torch.dtype, tolerance: float | None = None
 ) -> Comparison:
-    """`got`, which must be of `dtype`, against `want`; the tolerance is the dtype's own if None.
+    """Compares `got`, which must have `dtype`, with `want`. The default tolerance is TOLERANCES[dtype].
 
-    Raises AssertionError for NaN on either side, another dtype or another shape.
+    Raises AssertionError if one of the two has NaN, or dtype or shape are wrong.
     """
     want = torch.as_tensor(want, dtype=torch.float64)
     assert got.dtype == dtype, f"{name} is {got.dtype}; it should be {dtype}"
@@ -66,30 +67,30 @@ def compare(
 def assert_parity(
     name: str, got: Tensor, want: Tensor | np.ndarray, dtype: torch.dtype, tolerance: float | None = None
 ) -> None:
-    """Raises AssertionError where `compare` does, or where the difference is out of tolerance."""
+    """Raises AssertionError as `compare` does, or if the difference is out of tolerance."""
     row = compare(name, got, want, dtype, tolerance)
     assert row.holds, f"{name} differs by {row.relative:.1e}; allowed is {row.tolerance:.1e}"
 
 
 def twice_the_error(eager: Tensor, truth: Tensor) -> float:
-    """How far a backend may be from the float64 truth: twice as far as eager in its dtype, and a floor."""
-    return 2 * compare("eager", eager, truth, eager.dtype).relative + FLOORS[eager.dtype]
+    """Returns a backend's tolerance against float64 values: twice the error of eager plus MARGINS."""
+    return 2 * compare("eager", eager, truth, eager.dtype).relative + MARGINS[eager.dtype]
 
 
 def central_differences(
     rnn: NumpyRNN, x: np.ndarray, y_true: np.ndarray, h0: np.ndarray, epsilon: float = 1e-5
 ) -> dict[str, np.ndarray]:
-    """The gradient of `rnn.loss(y_true, rnn.forward(x, h0))` by nudging every entry of every parameter."""
+    """Returns the gradient of `rnn.loss(y_true, rnn.forward(x, h0))`, entry by entry."""
     parameters = {name: getattr(rnn, name) for name in ("Wxh", "Whh", "Why", "bh", "by")} | {"h0": h0}
     gradients = {}
     for name, parameter in parameters.items():
         gradient = np.zeros_like(parameter)
         for entry in np.ndindex(parameter.shape):
-            before, losses = parameter[entry], []
-            for nudge in (epsilon, -epsilon):
-                parameter[entry] = before + nudge
+            value, losses = parameter[entry], []
+            for change in (epsilon, -epsilon):
+                parameter[entry] = value + change
                 losses.append(rnn.loss(y_true, rnn.forward(x, h0)))
-            parameter[entry] = before
+            parameter[entry] = value
             gradient[entry] = (losses[0] - losses[1]) / (2 * epsilon)
         gradients["d" + name] = gradient
     return gradients
@@ -98,10 +99,7 @@ def central_differences(
 def batch_gradients(
     rnn: NumpyRNN, sequences: list[np.ndarray], labels: list, h0: np.ndarray | None = None
 ) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
-    """The reference's logits, mean loss and mean gradient over a batch, a sequence at a time.
-
-    h0 is (B, H); its gradient comes back as (B, H) too, the others in their parameter's shape.
-    """
+    """Returns the reference's logits, mean loss and mean gradients over a batch. h0 and dh0 are (B, H)."""
     logits, losses, gradients = [], [], []
     for b, (x, y_true) in enumerate(zip(sequences, labels, strict=True)):
         logits.append(rnn.forward(x, None if h0 is None else h0[b]))

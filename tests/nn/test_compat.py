@@ -1,4 +1,4 @@
-"""compat.RNN is torch.nn.RNN to the letter: PyTorch's own samples, and what people do with it."""
+"""compat.RNN equals torch.nn.RNN on PyTorch's own test samples and in common uses."""
 
 import itertools
 import pickle
@@ -11,7 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch_rnn.nn import compat
 from torch_rnn.testing import assert_parity
 
-with pytest.MonkeyPatch.context() as patch:  # the import forbids the whole process to set cuDNN's flags
+with (
+    pytest.MonkeyPatch.context() as patch
+):  # otherwise the import would disable cuDNN's flags for the whole process
     patch.setattr(torch.backends, "disable_global_flags", lambda: None)
     common = pytest.importorskip("torch.testing._internal.common_modules", reason="needs expecttest")
 SAMPLES = {
@@ -23,12 +25,12 @@ SAMPLES = {
 
 @pytest.fixture
 def ours_computes(monkeypatch):
-    """torch.nn.RNN's own computation is not used by our module."""
-    real = nn.RNN.forward
+    """Fails if our module falls back to torch.nn.RNN."""
+    original = nn.RNN.forward
 
     def forward(self, *args, **kwargs):
         assert type(self) is nn.RNN, "torch.nn.RNN computed in our place"
-        return real(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     monkeypatch.setattr(nn.RNN, "forward", forward)
 
@@ -41,7 +43,7 @@ def twins(*args, **kwargs):
 
 
 def tensors(output):
-    """The tensors of a result: (output, h_n), of which output may be packed."""
+    """Returns the tensors of (output, h_n), where output may be packed."""
     first, h_n = output
     return [*first, h_n] if isinstance(first, PackedSequence) else [first, h_n]
 
@@ -57,17 +59,17 @@ def outputs_and_gradients(module, given):
     return [t.detach() for t in real], torch.autograd.grad(loss, [*module.parameters(), *leaves]), rest
 
 
-def agree(theirs, ours, *given):
-    """In float64 to the design's tolerance, in float32 to that which PyTorch has for these samples."""
+def assert_same(theirs, ours, *given):
+    """Uses our tolerance in float64, and in float32 the one that PyTorch uses for these samples."""
     got, want = outputs_and_gradients(ours, given), outputs_and_gradients(theirs, given)
     for part in (0, 1):
-        for one, other in zip(got[part], want[part], strict=True):
-            if other.dtype == torch.float64:
-                assert_parity("output" if part == 0 else "gradient", one, other, torch.float64)
+        for actual, expected in zip(got[part], want[part], strict=True):
+            if expected.dtype == torch.float64:
+                assert_parity("output" if part == 0 else "gradient", actual, expected, torch.float64)
             else:
-                torch.testing.assert_close(one, other)
-    for one, other in zip(got[2], want[2], strict=True):
-        assert one is other or torch.equal(one, other)
+                torch.testing.assert_close(actual, expected)
+    for actual, expected in zip(got[2], want[2], strict=True):
+        assert actual is expected or torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -78,9 +80,9 @@ def test_pytorchs_own_samples(ours_computes, packed, training, dtype):
     )
     assert len(samples) >= 32
     for sample in samples:
-        made = sample.constructor_input
-        theirs, ours = (m.to(dtype).train(training) for m in twins(*made.args, **made.kwargs))
-        agree(theirs, ours, *sample.forward_input.args)
+        constructor = sample.constructor_input
+        theirs, ours = (m.to(dtype).train(training) for m in twins(*constructor.args, **constructor.kwargs))
+        assert_same(theirs, ours, *sample.forward_input.args)
 
 
 def test_pytorchs_own_errors():
@@ -88,9 +90,12 @@ def test_pytorchs_own_errors():
     samples += common.get_module_error_inputs(None) if hasattr(common, "get_module_error_inputs") else []
     assert len(samples) >= 8
     for sample in samples:
-        made, given = sample.module_error_input.constructor_input, sample.module_error_input.forward_input
+        constructor, given = (
+            sample.module_error_input.constructor_input,
+            sample.module_error_input.forward_input,
+        )
         with pytest.raises(sample.error_type, match=sample.error_regex):
-            compat.RNN(*made.args, **made.kwargs)(*given.args, **given.kwargs)
+            compat.RNN(*constructor.args, **constructor.kwargs)(*given.args, **given.kwargs)
 
 
 CASES = list(itertools.product((1, 3), (False, True), (False, True), (False, True)))
@@ -104,17 +109,19 @@ def test_padded_packed_and_unbatched(ours_computes, layers, bidirectional, bias,
     theirs, ours = (m.double() for m in twins(D, H, layers, **settings))
     x = torch.randn(*((B, T) if batch_first else (T, B)), D, dtype=torch.float64, requires_grad=True)
     hx = torch.randn(layers * (1 + bidirectional), B, H, dtype=torch.float64, requires_grad=True)
-    agree(theirs, ours, x)
-    agree(theirs, ours, x, hx)
-    agree(theirs, ours, x[:, 0].detach() if batch_first else x[0].detach())
-    agree(theirs, ours, x[0].detach(), hx[:, 0].detach())
+    assert_same(theirs, ours, x)
+    assert_same(theirs, ours, x, hx)
+    assert_same(theirs, ours, x[:, 0].detach() if batch_first else x[0].detach())
+    assert_same(theirs, ours, x[0].detach(), hx[:, 0].detach())
     for lengths, is_sorted in (([7, 5, 5, 1], True), ([1, 7, 5, 5], False)):
         packed = pack_padded_sequence(
             x.detach(), torch.tensor(lengths), batch_first, enforce_sorted=is_sorted
         )
-        agree(theirs, ours, packed)
-        agree(theirs, ours, packed, hx)
-    agree(theirs, ours, pack_sequence([torch.randn(t, D).double() for t in (2, 4)], enforce_sorted=False))
+        assert_same(theirs, ours, packed)
+        assert_same(theirs, ours, packed, hx)
+    assert_same(
+        theirs, ours, pack_sequence([torch.randn(t, D).double() for t in (2, 4)], enforce_sorted=False)
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -122,12 +129,12 @@ def test_dropout_draws_what_torch_draws(ours_computes, packed):
     theirs, ours = twins(3, 5, 3, dropout=0.5, bidirectional=True)
     x = torch.randn(7, 4, 3)
     given = pack_padded_sequence(x, torch.tensor([3, 7, 1, 5]), enforce_sorted=False) if packed else x
-    found = []
+    results = []
     for module in (theirs, ours):
         torch.manual_seed(3)
-        found.append(tensors(module(given)))
-    torch.testing.assert_close(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][-1], found[1][-1])
+        results.append(tensors(module(given)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][-1], results[1][-1])
     theirs, ours = theirs.eval(), ours.eval()
     torch.testing.assert_close(tensors(ours(given))[0], tensors(theirs(given))[0])
 
@@ -149,7 +156,7 @@ def test_it_is_an_nn_RNN():
     torch.testing.assert_close(ours(x)[0], doubled)
 
 
-def test_what_ours_refuses_is_torchs_business():
+def test_unsupported_input_goes_to_torch():
     theirs, ours = twins(3, 5)
     x = torch.randn(4, 2, 3)
     x[1, 0, 0] = torch.nan
@@ -159,7 +166,7 @@ def test_what_ours_refuses_is_torchs_business():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ours(x)[0].dtype == theirs(x)[0].dtype
     packed = pack_padded_sequence(torch.randn(4, 2, 3), torch.tensor([1, 4]), enforce_sorted=False)
-    larger = torch.randn(1, 3, 5)  # of which nn.RNN takes the rows that it needs
+    larger = torch.randn(1, 3, 5)  # nn.RNN uses only the rows that it needs
     assert torch.equal(ours(packed, larger)[1], theirs(packed, larger)[1])
     for given in (
         (torch.randn(0, 2, 3),),

@@ -1,4 +1,4 @@
-"""Weights from and to torch.nn and Keras: the same numbers come out."""
+"""Weights from and to torch.nn and Keras give the same logits."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_from_torch_gives_a_bias_where_one_of_the_two_has_none():
     torch.testing.assert_close(RNN.from_torch(rnn, linear)(x), linear(rnn(x)[1][0]))
 
 
-def test_what_torch_cannot_take():
+def test_refuses_what_torch_cannot_represent():
     with pytest.raises(ValueError, match=r"linear takes 5 features; this rnn gives 8"):
         RNN.from_torch(nn.RNN(D, H, bidirectional=True), nn.Linear(5, C))
     with pytest.raises(ValueError, match=r"nonlinearity is 'linear'; torch\.nn\.RNN has tanh and relu"):
@@ -60,7 +60,7 @@ def test_what_torch_cannot_take():
 
 
 def keras_model(weights, x, bidirectional, bias):
-    """What Keras computes for one sequence x (T, D): SimpleRNN layers that return sequences, then a Dense."""
+    """Computes a Keras model on a sequence x (T, D): SimpleRNN layers that return sequences, then a Dense."""
     weights = list(weights)
 
     def simple_rnn(x):
@@ -92,7 +92,7 @@ def test_from_keras_and_back(num_layers, bidirectional, bias):
     np.testing.assert_allclose(ours(torch.from_numpy(x)).detach().numpy(), want, atol=1e-12)
     back = ours.to_keras()
     assert len(back) == len(weights)
-    assert all(np.array_equal(one, other) for one, other in zip(back, weights, strict=True))
+    assert all(np.array_equal(actual, expected) for actual, expected in zip(back, weights, strict=True))
 
 
 @pytest.mark.bad_input

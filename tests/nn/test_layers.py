@@ -1,4 +1,4 @@
-"""Layers, directions and masks against the loop that defines them, one step and one row at a time."""
+"""Layers, directions and masks against a plain loop over rows and steps."""
 
 import itertools
 
@@ -25,7 +25,7 @@ HOLES = torch.tensor(
 
 
 def by_definition(rnn: RNN, x: Tensor, h0: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """States (B, T, directions * H) of the top layer, and all last states (n, B, H)."""
+    """Returns the top layer's states (B, T, directions * H) and all last states (n, B, H)."""
     parameters, last, number = dict(rnn.named_parameters()), [], 0
     rows = x if x.is_floating_point() else torch.eye(D, dtype=torch.float64)[x]
     for layer in range(rnn.num_layers):
@@ -75,15 +75,15 @@ def test_layers_directions_and_masks(num_layers, bidirectional, bias, is_ids, re
     x[~is_real] = -5 if is_ids else torch.nan
     start = h0 if n > 1 else h0[0]
     got = rnn.states(x, lengths, start, mask, final=True)
-    for name, one, other in zip(("h", "hT"), got, want, strict=True):
-        assert_parity(name, one, other, torch.float64)
+    for name, actual, expected in zip(("h", "hT"), got, want, strict=True):
+        assert_parity(name, actual, expected, torch.float64)
     given = [*rnn.parameters(), h0]
-    random = [torch.randn_like(one) for one in want]
-    found = torch.autograd.grad(got, given, random, materialize_grads=True)
-    for one, other in zip(
-        found, torch.autograd.grad(want, given, random, materialize_grads=True), strict=True
+    random = [torch.randn_like(tensor) for tensor in want]
+    gradients = torch.autograd.grad(got, given, random, materialize_grads=True)
+    for actual, expected in zip(
+        gradients, torch.autograd.grad(want, given, random, materialize_grads=True), strict=True
     ):
-        assert_parity("gradient", one, other, torch.float64)
+        assert_parity("gradient", actual, expected, torch.float64)
 
 
 @pytest.mark.parametrize("backend", available("cpu"))
@@ -93,10 +93,10 @@ def test_every_backend_has_layers_and_nonlinearities(backend, nonlinearity):
     settings = {"num_layers": 2, "bidirectional": True, "nonlinearity": nonlinearity, "dtype": torch.float64}
     rnn = RNN(D, H, C, backend=backend, **settings)
     x, h0 = torch.randint(D, (B, T)), torch.randn(4, B, H, dtype=torch.float64)
-    for one, other in zip(
+    for actual, expected in zip(
         rnn.states(x, None, h0, HOLES, final=True), by_definition(rnn, x, h0, HOLES), strict=True
     ):
-        assert_parity("states", one, other, torch.float64)
+        assert_parity("states", actual, expected, torch.float64)
 
 
 @pytest.mark.parametrize("readout", ["last", "mean", "max", "every"])
@@ -115,14 +115,14 @@ def test_readouts_of_a_mask(readout):
         torch.testing.assert_close(got, rnn.Why @ want + rnn.by, rtol=0, atol=1e-12)
 
 
-def test_a_prefix_mask_is_lengths_and_padding_in_front_is_nothing():
+def test_a_prefix_mask_equals_lengths_and_padding_in_front_is_ignored():
     rnn = RNN(D, H, C, num_layers=2, bidirectional=True, dtype=torch.float64)
     x = torch.randint(D, (B, T))
     mask = torch.arange(T) < LENGTHS[:, None]
-    for one, other in zip(
+    for actual, expected in zip(
         rnn.states(x, LENGTHS, final=True), rnn.states(x, mask=mask, final=True), strict=True
     ):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     front = torch.nn.functional.pad(x, (3, 0))
     mask = torch.nn.functional.pad(torch.ones(B, T, dtype=torch.bool), (3, 0))
     torch.testing.assert_close(rnn(front, mask=mask), rnn(x), rtol=0, atol=1e-12)
@@ -149,12 +149,12 @@ def test_the_next_call_continues_from_hT():
         second, h = rnn.states(x[:, 3:], None, h, final=True)
         torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
         torch.testing.assert_close(h, end)
-        one, h = rnn.states(x[0], final=True)
+        single, h = rnn.states(x[0], final=True)
         torch.testing.assert_close(h, end[0] if num_layers == 1 else end[:, 0])
-        torch.testing.assert_close(one, whole[0])
+        torch.testing.assert_close(single, whole[0])
 
 
-def test_dropout_acts_in_training_between_layers_alone():
+def test_dropout_acts_only_between_layers_and_in_training():
     rnn = RNN(D, H, C, num_layers=2, dropout=0.5)
     x = torch.randint(D, (B, T))
     assert not torch.equal(rnn(x), rnn(x))
@@ -176,10 +176,10 @@ def test_recurrent_dropout_thins_Whh_in_training():
     ids = torch.zeros(50, 1, dtype=torch.long)
     linear = RNN(D, 50, C, recurrent_dropout=0.4, nonlinearity="linear", bias=False, dtype=torch.float64)
     torch.nn.init.zeros_(linear.Wxh)
-    found = linear.states(ids, None, h0)[:, 0].t()  # Whh as it was used
-    kept = found != 0
+    Whh = linear.states(ids, None, h0)[:, 0].t()  # after dropout
+    kept = Whh != 0
     assert 0.5 < kept.double().mean() < 0.7
-    torch.testing.assert_close(found[kept], linear.Whh[kept] / 0.6)
+    torch.testing.assert_close(Whh[kept], linear.Whh[kept] / 0.6)
     torch.testing.assert_close(linear.eval().states(ids, None, h0)[:, 0].t(), linear.Whh)
     assert not torch.equal(rnn(ids, None, h0), rnn(ids, None, h0))
 

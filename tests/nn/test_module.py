@@ -1,4 +1,4 @@
-"""The module: shapes, readouts, rung 4, the article's verbs, saving, and what it refuses."""
+"""RNN: shapes, readouts, training steps, fit, predict and evaluate, saving, and the input that it refuses."""
 
 import copy
 
@@ -15,13 +15,13 @@ from torch_rnn.ops import available
 ids = torch.tensor([[3, 1, 4, 1], [5, 0, 2, 2]])
 
 
-def test_parameters_have_the_designs_names_and_shapes():
+def test_parameter_names_and_shapes():
     rnn = RNN(6, 4, 3)
     shapes = {name: tuple(parameter.shape) for name, parameter in rnn.named_parameters()}
     assert shapes == {"Wxh": (4, 6), "Whh": (4, 4), "Why": (3, 4), "bh": (4,), "by": (3,)}
 
 
-def test_a_column_of_Wxh_is_one_block_of_memory_and_stays_so():
+def test_a_column_of_Wxh_stays_contiguous():
     rnn = RNN(6, 4, 3)
     twin = copy.deepcopy(rnn)
     twin.load_state_dict({name: value.contiguous() for name, value in rnn.state_dict().items()})
@@ -49,9 +49,9 @@ def test_shapes_of_logits_and_states(readout):
 def test_padding_is_never_read(readout):
     rnn = RNN(6, 4, 3, readout=readout, dtype=torch.float64)
     lengths, h0 = torch.tensor([2, 4]), torch.randn(2, 4, dtype=torch.float64)
-    for x, rubbish in ((ids, -9), (torch.randn(2, 4, 6).double(), torch.nan)):
+    for x, invalid in ((ids, -9), (torch.randn(2, 4, 6).double(), torch.nan)):
         x = x.clone()
-        x[0, 2:] = rubbish
+        x[0, 2:] = invalid
         got = rnn(x, lengths, h0)
         alone = rnn(x[:1, :2], None, h0[:1])
         torch.testing.assert_close(got[0, :2] if readout == "every" else got[0], alone[0], rtol=0, atol=1e-12)
@@ -79,7 +79,7 @@ def test_ten_clipped_training_steps_equal_the_references(readout, C, backend, dt
     rung_4(backend, readout, C, dtype)
 
 
-def test_fit_predict_and_evaluate_are_the_references_verbs():
+def test_fit_predict_and_evaluate_equal_the_references():
     x, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
     reference = NumpyRNN(2, 16, 1)
     rnn = RNN.from_numpy(reference)
@@ -91,12 +91,12 @@ def test_fit_predict_and_evaluate_are_the_references_verbs():
     assert rnn.evaluate(x, y, batch_size=3) == pytest.approx(reference.evaluate(x, y), rel=1e-9)
 
 
-def test_verbs_take_what_the_references_take():
+def test_fit_and_evaluate_accept_the_references_input():
     reference = NumpyRNN(2, 4, 1)
     rnn = RNN.from_numpy(reference)
     x, y = [[], [[1, 0], [0, 1]], [[0.5, 2.0]], [1, 0]], [1, True, 0.0, 1]
     np.testing.assert_allclose(rnn.fit(x, y, 3), reference.train(x, y, 3), rtol=1e-12)
-    for kind in (slice(0, 4, 3), slice(1, 3)):  # a batch is of ids or of floats
+    for kind in (slice(0, 4, 3), slice(1, 3)):  # a batch has either ids or floats
         assert rnn.evaluate(x[kind], y[kind]) == pytest.approx(
             reference.evaluate(x[kind], y[kind]), rel=1e-12
         )
@@ -148,7 +148,7 @@ def test_save_and_load(tmp_path, dtype):
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in rnn.state_dict().items())
 
 
-def test_repr_says_what_it_is():
+def test_repr_shows_the_settings():
     assert repr(RNN(6, 4, 3)) == "RNN(6, 4, 3)"
     assert repr(RNN(6, 4, 3, bias=False, readout="max")) == "RNN(6, 4, 3, bias=False, readout='max')"
 
@@ -187,7 +187,7 @@ def test_refuses_bad_settings(settings, error, message):
         ((ids, [4, 4]), TypeError, "lengths is a list"),
     ],
 )
-def test_refuses_bad_input_and_goes_on(arguments, error, message):
+def test_refuses_bad_input_and_still_works_afterwards(arguments, error, message):
     rnn = RNN(6, 4, 3)
     with pytest.raises(error, match=message):
         rnn(*arguments)
@@ -195,7 +195,7 @@ def test_refuses_bad_input_and_goes_on(arguments, error, message):
 
 
 @pytest.mark.bad_input
-def test_verbs_refuse_bad_input():
+def test_fit_predict_and_evaluate_refuse_bad_input():
     rnn = RNN(6, 4, 3)
     with pytest.raises(ValueError, match=r"labels are in 3\.\.3; they must be in 0\.\.2"):
         rnn.fit([[0, 1]], [3], epochs=1)

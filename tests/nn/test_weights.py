@@ -1,4 +1,4 @@
-"""Weights files: they come back as they were, and one changed bit is refused."""
+"""Weights files are loaded as they were saved, and files with a changed bit are refused."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def test_tensors_and_data_come_back(path):
     assert data == {"words": ["é", "0" * 64], "n": 3}
 
 
-def test_any_reader_of_safetensors_can_read_it_and_check_the_digest_by_hand(path):
+def test_safetensors_can_read_the_file_and_the_digest_can_be_checked_by_hand(path):
     with safe_open(path, "pt") as file:
         digest = json.loads(file.metadata()["torch_rnn"])["sha256"]
         assert file.get_tensor("a").shape == (3, 2)
@@ -47,7 +47,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(path):
             load_weights(path)
 
 
-def test_same_weights_same_bytes(path, tmp_path):
+def test_the_same_weights_give_the_same_bytes(path, tmp_path):
     twin = tmp_path / "twin"
     tensors, data = load_weights(path)
     save_weights(twin, tensors, data)

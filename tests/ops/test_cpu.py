@@ -32,13 +32,13 @@ EDGES = [
     for ids in (True, False)
 ]
 MANY_WORDS = Shape(19, 12, 500, 20, ids=True, lengths=(*range(13), 12, 3, 3, 5, 9, 1))
-"""More ids than steps: each thread adds up its share of dxw, not a table of its own."""
+"""More ids than steps, so that threads sum dxw and have no tables of their own."""
 LONG = Shape(19, 90, 50, 40, ids=True, lengths=(*range(1, 91, 5), 90))
 
 
 @pytest.fixture(params=INSTRUCTIONS)
 def instructions(request, monkeypatch):
-    """Each instruction set that this processor has, in turn."""
+    """Runs the test with each instruction set that this processor has."""
     number = INSTRUCTIONS.index(request.param)
     if number < cpu.instructions():
         pytest.skip(f"this processor has no {request.param}")
@@ -57,7 +57,7 @@ def test_every_instruction_set_has_every_nonlinearity(instructions, nonlinearity
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_tanh_is_right_to_a_few_units_and_never_beyond_1(instructions, dtype):
+def test_tanh_is_accurate_and_never_exceeds_1(instructions, dtype):
     a = torch.cat(
         [torch.linspace(-25, 25, 200_001), torch.logspace(-30, 0, 10_000), torch.tensor([0.0, 1e30])]
     )
@@ -71,7 +71,7 @@ def test_tanh_is_right_to_a_few_units_and_never_beyond_1(instructions, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
-def test_any_number_of_threads_agrees_and_repeats_to_the_bit(threads):
+def test_any_number_of_threads_gives_right_and_repeatable_results(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -82,7 +82,7 @@ def test_any_number_of_threads_agrees_and_repeats_to_the_bit(threads):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_tile_is_the_same_whoever_else_is_in_the_batch():
+def test_a_tile_does_not_depend_on_the_rest_of_the_batch():
     x, W, bh, Whh = torch.randint(9, (24, 30)), torch.randn(12, 9), torch.randn(12), torch.randn(12, 12) / 4
     whole = recurrence(x, W, bh, Whh, backend="cpu")
     assert torch.equal(whole[8:16], recurrence(x[8:16], W, bh, Whh, backend="cpu"))
@@ -91,39 +91,39 @@ def test_a_tile_is_the_same_whoever_else_is_in_the_batch():
 
 def test_many_python_threads_at_once():
     want = states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu")
-    found = []
+    results = []
 
     def work():
         for _ in range(5):
-            found.append(states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu"))
+            results.append(states_and_gradients("cpu", LONG, torch.float32, "tanh", "cpu"))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 20
-    assert all(torch.equal(got[name], want[name]) for got in found for name in want)
-
-
-def _climb_in_child():
-    rung_3("cpu", LONG._replace(T=20, lengths=None), torch.float32)
+    assert len(results) == 20
+    assert all(torch.equal(got[name], want[name]) for got in results for name in want)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_after_a_fork():
-    _climb_in_child()
-    torch.randn(300, 300).mm(torch.randn(300, 300))  # PyTorch's own threads are up, and gone in the child
+    _one_pass()
+    torch.randn(300, 300).mm(torch.randn(300, 300))  # starts PyTorch's threads, which the child does not have
     child = multiprocessing.get_context("fork").Process(target=_one_pass_without_torch_threads)
     child.start()
     child.join(60)
     assert child.exitcode == 0
 
 
+def _one_pass():
+    rung_3("cpu", LONG._replace(T=20, lengths=None), torch.float32)
+
+
 def _one_pass_without_torch_threads():
-    torch.set_num_threads(1)  # as torch's own data loader does after a fork
-    cpu.torch.get_num_threads = lambda: 4  # while ours are more
-    _climb_in_child()
+    torch.set_num_threads(1)  # as PyTorch's DataLoader does after a fork
+    cpu.torch.get_num_threads = lambda: 4  # the kernels use more
+    _one_pass()
 
 
 def test_opcheck():
@@ -139,8 +139,8 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.torch_rnn.cpu_forward, inputs, test_utils=tests)
 
 
-def test_the_kernels_refuse_what_would_lead_them_out_of_memory():
-    """`recurrence` has checked before; under torch.compile, or called by itself, the operation has not."""
+def test_the_kernels_refuse_invalid_ids_and_lengths():
+    """`recurrence` checks them first, but not under torch.compile or for direct calls of the operation."""
     columns, bh, Whh, h0 = torch.randn(9, 5), torch.zeros(5), torch.zeros(5, 5), torch.zeros(3, 5)
     ids = torch.zeros(3, 7, dtype=torch.long)
     for bad_ids, lengths, message in (
@@ -167,7 +167,7 @@ def test_a_library_of_another_version_is_not_used(monkeypatch, caplog):
         cpu.library.cache_clear()
 
 
-def test_without_the_library_bptt_serves_and_one_warning_says_so(monkeypatch, caplog):
+def test_without_the_library_auto_uses_bptt_and_warns_once(monkeypatch, caplog):
     monkeypatch.setattr(cpu.importlib.machinery, "EXTENSION_SUFFIXES", [".missing"])
     cpu.library.cache_clear()
     try:
@@ -181,7 +181,7 @@ def test_without_the_library_bptt_serves_and_one_warning_says_so(monkeypatch, ca
     assert which("auto") == "cpu"
 
 
-def test_it_is_for_the_cpu_alone():
+def test_it_runs_only_on_the_cpu():
     with pytest.raises(ValueError, match="backend is 'cpu'; on cuda it must be one of auto, eager, bptt"):
         which("cpu", "cuda")
 
@@ -207,17 +207,18 @@ FAULTS = [
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the faulty kernels with")
 @pytest.mark.parametrize(("right", "wrong"), FAULTS, ids=range(len(FAULTS)))
-def test_rung_3_catches(monkeypatch, tmp_path, right, wrong):
-    """Each is one wrong line in a copy of the kernels, which the ladder must see."""
+def test_rung_3_catches_faults(monkeypatch, tmp_path, right, wrong):
+    """Each fault is one wrong line in a copy of the kernels, which rung_3 must find."""
     for name in ("cpu.c", "cpu.h", "cpu_kernel.h"):
         shutil.copy(SOURCES / name, tmp_path)
     source = (tmp_path / "cpu_kernel.h").read_text()
-    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in cpu_kernel.h"
+    assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times in cpu_kernel.h"
     (tmp_path / "cpu_kernel.h").write_text(source.replace(right, wrong))
     command = ["cc", "-O1", "-std=gnu11", "-w", "-fPIC", "-shared", "-pthread", "cpu.c", "-o", "faulty.so"]
     subprocess.run(command, cwd=tmp_path, check=True)
     faulty = ctypes.CDLL(str(tmp_path / "faulty.so"))
     monkeypatch.setattr(cpu, "library", lambda: faulty)
+    monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: 2)  # some faults need more than one thread
     caught = 0
     for shape in (LONG, MANY_WORDS, EDGES[6], EDGES[7]):
         try:

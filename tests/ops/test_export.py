@@ -1,4 +1,4 @@
-"""torch.export and ONNX with batch and time left free, run at sizes other than the traced ones."""
+"""torch.export and ONNX with dynamic batch and time, run at sizes other than the traced ones."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SETTINGS = [
     {"readout": "mean"},
     {"readout": "max", "backend": "bptt"},
 ]
-pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter's own, of which there are many
+pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter gives many warnings
 
 
 def inputs(is_ids, b, t):

@@ -1,11 +1,14 @@
-"""Rungs 2 and 3: the backends against the reference and against each other; what the operation refuses."""
+"""The backends against the reference and against each other, and the input that `recurrence` refuses."""
+
+import logging
+import sys
 
 import pytest
 import torch
 from ladder import READOUTS, SHAPES, rung_2, rung_3, skip_unless_it_runs, states_and_gradients
 
-from torch_rnn.ops import BACKENDS, available, recurrence, which
-from torch_rnn.ops.nonlinearities import NONLINEARITIES
+from torch_rnn.ops import BACKENDS, FUSED_NONLINEARITIES, available, recurrence, which
+from torch_rnn.ops.nonlinearities import NONLINEARITIES, Nonlinearity
 from torch_rnn.testing import assert_parity, twice_the_error
 
 DTYPES = (torch.float64, torch.float32)
@@ -33,14 +36,29 @@ def test_eager_agrees_with_the_reference(shape, readout, C, dtype, device):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_backend_agrees_with_eager(backend, shape, dtype, nonlinearity, device):
     skip_unless_it_runs(backend, device)
+    if nonlinearity not in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
+        pytest.skip(f"{backend} has no kernel for {nonlinearity}")
     rung_3(backend, shape, dtype, nonlinearity, device)
+
+
+def test_auto_uses_bptt_for_a_nonlinearity_without_a_fused_kernel(monkeypatch, caplog):
+    sigmoid = Nonlinearity(torch.sigmoid, lambda h: h * (1 - h))
+    monkeypatch.setitem(NONLINEARITIES, "sigmoid", sigmoid)
+    monkeypatch.setattr(sys.modules["torch_rnn.ops"], "_LOGGED", set())
+    with caplog.at_level(logging.INFO, logger="torch_rnn"):
+        for _ in range(2):
+            rung_3("auto", SHAPES[4], torch.float64, "sigmoid")
+    assert caplog.text.count("backend for the nonlinearity 'sigmoid': bptt") == (which() != "bptt")
+    for backend in set(ON_CPU) - {"eager", "bptt"}:
+        with pytest.raises(ValueError, match=f"nonlinearity is 'sigmoid'; backend '{backend}' lacks it"):
+            recurrence(**GOOD, nonlinearity="sigmoid", backend=backend)
 
 
 @pytest.mark.parametrize(("B", "H"), [(8, 32), (256, 8)])
 @pytest.mark.parametrize("backend", ["bptt", "cpu"])
-def test_sums_over_many_steps_lose_few_bits(backend, B, H):
-    """dbh and dWhh are sums of B T terms, and an orthogonal Whh lets none of them vanish."""
-    found = {}
+def test_sums_over_many_steps_are_precise(backend, B, H):
+    """dbh and dWhh are sums of B T terms. With an orthogonal Whh, none of the terms vanishes."""
+    results = {}
     for name, dtype in (("truth", torch.float64), ("eager", torch.float32), (backend, torch.float32)):
         g = torch.Generator().manual_seed(0)
         ids = torch.randint(10_000, (B, 500), generator=g)
@@ -48,11 +66,11 @@ def test_sums_over_many_steps_lose_few_bits(backend, B, H):
         torch.nn.init.orthogonal_(Whh, generator=g)
         weights = [w.to(dtype).requires_grad_() for w in (Wxh.t(), torch.zeros(H), Whh)]
         _, hT = recurrence(ids, *weights, backend="eager" if name == "truth" else name, final=True)
-        found[name] = torch.autograd.grad(hT.sum(), weights)
-    for name, got, near, truth in zip(
-        ("dWxh", "dbh", "dWhh"), found[backend], found["eager"], found["truth"], strict=True
+        results[name] = torch.autograd.grad(hT.sum(), weights)
+    for name, got, eager, truth in zip(
+        ("dWxh", "dbh", "dWhh"), results[backend], results["eager"], results["truth"], strict=True
     ):
-        assert_parity(name, got, truth, torch.float32, twice_the_error(near, truth))
+        assert_parity(name, got, truth, torch.float32, twice_the_error(eager, truth))
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
@@ -67,7 +85,7 @@ def test_first_and_second_derivatives(backend):
         def run(*tensors, lengths=lengths):
             return recurrence(*tensors, lengths, backend=backend)
 
-        fast = backend == "triton"  # whose interpreter is slow: random projections of all entries at once
+        fast = backend == "triton"  # its interpreter is slow: test random projections of the Jacobian
         assert torch.autograd.gradcheck(run, (x, Wxh, bh, Whh, h0), fast_mode=fast)
         assert torch.autograd.gradgradcheck(run, (x, Wxh, bh, Whh, h0), fast_mode=fast)
 
@@ -129,21 +147,21 @@ def test_neither_the_rest_of_the_batch_nor_padding_counts(backend):
         assert_parity("h", run(rows, width), whole[rows], torch.float32)
 
 
-def test_eager_takes_its_steps_from_one_unbind():
-    """A slice a step would make each step's gradient as large as the whole xw: quadratic in T."""
+def test_eager_unbinds_its_input_once():
+    """With a slice for each step, each step's gradient would be as large as xw: quadratic in T."""
     x, weights = torch.randn(1, 9, 2), [torch.randn(*s, requires_grad=True) for s in ((4, 2), (4,), (4, 4))]
-    seen, waiting = set(), [recurrence(x, *weights, backend="eager").grad_fn]
+    visited, waiting = set(), [recurrence(x, *weights, backend="eager").grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [after for after, _ in node.next_functions]
-    names = [node.name() for node in seen]
+        if node is not None and node not in visited:
+            visited.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    names = [node.name() for node in visited]
     assert names.count("UnbindBackward0") == 1
     assert not {"SelectBackward0", "SliceBackward0"} & set(names)
 
 
-def test_which():
+def test_which_names_the_backend():
     assert which("auto") in BACKENDS
     assert which("eager") == "eager"
     with pytest.raises(ValueError, match="backend is 'cudnn'; it must be one of auto, eager, bptt"):

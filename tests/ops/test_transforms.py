@@ -1,4 +1,4 @@
-"""What autograd's users ask for on every backend: torch.func, forward mode, compilation, recomputation."""
+"""Every backend under torch.func, forward mode, torch.compile, autocast and recomputation."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from torch_rnn import RNN, recurrence
 from torch_rnn.losses import cross_entropy
 from torch_rnn.ops import available
 
-pytestmark = [  # PyTorch's own, in jvp
+pytestmark = [  # warnings of PyTorch in jvp
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
 ]
@@ -27,7 +27,7 @@ BACKENDS = available("cpu")
 ids = torch.tensor([[0, 4, 1, 1, 3, 2], [2, 2, -9, 7, 0, 0], [3, 1, 0, 4, 0, 0]])
 
 
-def made(backend, **settings):
+def build(backend, **settings):
     torch.manual_seed(0)
     return RNN(D, H, 2, backend=backend, dtype=torch.float64, **settings)
 
@@ -41,7 +41,7 @@ def floats():
 @pytest.mark.parametrize("is_ids", [True, False])
 def test_per_sample_gradients(backend, is_ids):
     rnn, x, labels = (
-        made(backend, num_layers=2, bidirectional=True),
+        build(backend, num_layers=2, bidirectional=True),
         ids if is_ids else floats(),
         torch.tensor([0, 1, 1]),
     )
@@ -53,8 +53,10 @@ def test_per_sample_gradients(backend, is_ids):
 
     got = vmap(grad(loss), (None, 0, 0, 0))(parameters, x, LENGTHS, labels)
     for b in range(B):
-        one = cross_entropy(rnn(x[b : b + 1], LENGTHS[b : b + 1]), labels[b : b + 1]).sum()
-        for name, want in zip(parameters, torch.autograd.grad(one, list(parameters.values())), strict=True):
+        loss_b = cross_entropy(rnn(x[b : b + 1], LENGTHS[b : b + 1]), labels[b : b + 1]).sum()
+        for name, want in zip(
+            parameters, torch.autograd.grad(loss_b, list(parameters.values())), strict=True
+        ):
             torch.testing.assert_close(got[name][b], want, rtol=0, atol=1e-12)
 
 
@@ -69,7 +71,7 @@ def test_an_ensemble_by_vmap_over_weights(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forward_mode_is_never_zero_in_silence(backend):
-    rnn, x = made(backend), floats()
+    rnn, x = build(backend), floats()
     direction = torch.randn(B, T, D, dtype=torch.float64)
 
     def f(x):
@@ -89,7 +91,7 @@ def test_forward_mode_is_never_zero_in_silence(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_jacobians_and_hessians(backend):
-    rnn = made(backend)
+    rnn = build(backend)
     parameters = dict(rnn.named_parameters())
 
     def f(Whh):
@@ -101,9 +103,9 @@ def test_jacobians_and_hessians(backend):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
-def test_the_log_says_once_that_eager_serves(monkeypatch, caplog):
-    monkeypatch.setattr(sys.modules["torch_rnn.ops"], "_SAID", set())
-    rnn = made("auto")
+def test_the_fallback_to_eager_is_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["torch_rnn.ops"], "_LOGGED", set())
+    rnn = build("auto")
     with caplog.at_level(logging.INFO, logger="torch_rnn"):
         for _ in range(2):
             jvp(lambda x: rnn(x), (floats(),), (floats(),))
@@ -112,7 +114,7 @@ def test_the_log_says_once_that_eager_serves(monkeypatch, caplog):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_in_eval(backend):
-    rnn = made(backend, num_layers=2, dropout=0.5).eval()
+    rnn = build(backend, num_layers=2, dropout=0.5).eval()
     rnn(ids, LENGTHS).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in rnn.parameters())
     assert rnn.Whh.grad.any()
@@ -120,7 +122,7 @@ def test_backward_in_eval(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_inputs(backend):
-    rnn, x = made(backend), floats()
+    rnn, x = build(backend), floats()
     h0 = torch.randn(H, B, dtype=torch.float64).t()
     strided = torch.empty(T, D, 2 * B, dtype=torch.float64)[..., ::2].permute(2, 0, 1).copy_(x)
     assert not strided.is_contiguous()
@@ -132,31 +134,31 @@ def test_non_contiguous_inputs(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("is_ids", [True, False])
 def test_autocast(backend, is_ids):
-    """Forward and back run, and err no more than bfloat16's rounding of the products explains."""
-    rnn = made(backend).float()
+    """Gradients differ by no more than the rounding of products to bfloat16 explains."""
+    rnn = build(backend).float()
     x = ids if is_ids else floats().float()
     want = torch.autograd.grad(rnn(x, LENGTHS).sum(), list(rnn.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = rnn(x, LENGTHS).float().sum()
-    for one, other in zip(torch.autograd.grad(loss, list(rnn.parameters())), want, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one, other, rtol=0, atol=0.05 * float(other.abs().max()))
+    for actual, expected in zip(torch.autograd.grad(loss, list(rnn.parameters())), want, strict=True):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_in_bfloat16(backend):
-    rnn = made(backend, num_layers=2).float()
+    rnn = build(backend, num_layers=2).float()
     want = torch.autograd.grad(rnn(floats().float(), LENGTHS).sum(), list(rnn.parameters()))
     rnn = rnn.bfloat16()
     logits = rnn(floats().bfloat16(), LENGTHS)
     assert logits.dtype == torch.bfloat16
-    for one, other in zip(torch.autograd.grad(logits.sum(), list(rnn.parameters())), want, strict=True):
-        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.05 * float(other.abs().max()))
+    for actual, expected in zip(torch.autograd.grad(logits.sum(), list(rnn.parameters())), want, strict=True):
+        torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
     assert RNN(D, H, 2, dtype=torch.bfloat16)(ids, LENGTHS).dtype == torch.bfloat16
 
 
 def graph_sizes(rnn, *given):
-    """Nodes of the graphs that torch.compile(fullgraph=True) makes; what they compute is compared."""
+    """Returns the number of nodes of both compiled graphs; checks what they compute."""
     sizes = []
 
     def compiler(graph, example):
@@ -170,10 +172,10 @@ def graph_sizes(rnn, *given):
     got, want = compiled(*given), rnn(*given)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
     parameters = list(rnn.parameters())
-    for one, other in zip(
+    for actual, expected in zip(
         torch.autograd.grad(got.sum(), parameters), torch.autograd.grad(want.sum(), parameters), strict=True
     ):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     assert len(sizes) == 2
     return sizes
 
@@ -181,9 +183,9 @@ def graph_sizes(rnn, *given):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("is_ids", [True, False])
 def test_compiles_into_one_graph(backend, is_ids):
-    graph_sizes(made(backend), ids.clamp(0, D - 1) if is_ids else floats(), LENGTHS)
+    graph_sizes(build(backend), ids.clamp(0, D - 1) if is_ids else floats(), LENGTHS)
     graph_sizes(
-        made(backend, num_layers=2, bidirectional=True),
+        build(backend, num_layers=2, bidirectional=True),
         floats(),
         LENGTHS,
         None,
@@ -193,72 +195,72 @@ def test_compiles_into_one_graph(backend, is_ids):
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("eager", "triton")])
 def test_the_graph_does_not_grow_with_time(backend):
-    short, long = (graph_sizes(made(backend), torch.randint(D, (2, steps)), None) for steps in (64, 1024))
+    short, long = (graph_sizes(build(backend), torch.randint(D, (2, steps)), None) for steps in (64, 1024))
     assert short == long
 
 
 def test_the_graph_does_not_grow_with_time_on_triton():
-    """In the interpreter a few steps must do."""
+    """Uses few steps, because the interpreter is slow."""
     skip_unless_it_runs("triton", "cpu")
-    short, long = (graph_sizes(made("triton"), torch.randint(D, (2, steps)), None) for steps in (4, 16))
+    short, long = (graph_sizes(build("triton"), torch.randint(D, (2, steps)), None) for steps in (4, 16))
     assert short == long
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recomputation_changes_nothing(backend):
     x, h0 = floats(), torch.randn(4, B, H, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for recompute in (False, True):
-        rnn = made(backend, num_layers=2, bidirectional=True, recompute=recompute, readout="mean")
+        rnn = build(backend, num_layers=2, bidirectional=True, recompute=recompute, readout="mean")
         logits = rnn(x, LENGTHS, h0)
-        found.append([logits, *torch.autograd.grad(logits.square().sum(), [*rnn.parameters(), h0])])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [*rnn.parameters(), h0])])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     empty = recurrence(x[:, :0], rnn.Wxh, rnn.bh, rnn.Whh, recompute=True)
     assert empty.shape == (B, 0, H)
 
 
 def kept_bytes(rnn: nn.Module, x: torch.Tensor) -> int:
-    """Of all that lives on between forward and backward, without parameters and input."""
-    own, found = {t.untyped_storage().data_ptr() for t in (x, *rnn.parameters())}, {}
+    """Returns the bytes stored between forward and backward, without parameters and input."""
+    excluded, sizes = {t.untyped_storage().data_ptr() for t in (x, *rnn.parameters())}, {}
 
     def note(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in excluded:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     gc.collect()
-    before = {id(thing) for thing in gc.get_objects()}
+    before = {id(item) for item in gc.get_objects()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = rnn(x)
-    for thing in gc.get_objects():  # what is kept by Python, as arguments of the recomputation are
-        if id(thing) not in before and isinstance(thing, torch.Tensor) and thing is not y:
-            note(thing)
-    return sum(found.values())
+    for item in gc.get_objects():  # tensors that Python keeps, such as arguments of the recomputation
+        if id(item) not in before and isinstance(item, torch.Tensor) and item is not y:
+            note(item)
+    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("backend", ["eager", "bptt", "cpu"])
 def test_with_recomputation_what_is_kept_grows_as_the_square_root_of_time(backend):
     skip_unless_it_runs(backend, "cpu")
     short, long = (
-        kept_bytes(made(backend, recompute=True), torch.randn(2, n, D).double()) for n in (100, 1600)
+        kept_bytes(build(backend, recompute=True), torch.randn(2, n, D).double()) for n in (100, 1600)
     )
     assert 3 < long / short < 5
-    short, long = (kept_bytes(made(backend), torch.randn(2, n, D).double()) for n in (100, 1600))
+    short, long = (kept_bytes(build(backend), torch.randn(2, n, D).double()) for n in (100, 1600))
     assert 14 < long / short < 18
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("backend", ["eager", "bptt", "triton", "auto"])
-def test_on_cuda_too(backend):
-    """What cuDNN refuses: second derivatives, backward in eval(), vmap(grad); and forward mode."""
+def test_transforms_on_cuda(backend):
+    """Second derivatives, backward in eval() and vmap(grad), which cuDNN refuses, and forward mode."""
     if backend != "auto":
         skip_unless_it_runs(backend, "cuda")
-    rnn, x, lengths = made(backend).cuda().eval(), floats().cuda().requires_grad_(), LENGTHS.cuda()
-    plain = made("eager").eval()
+    rnn, x, lengths = build(backend).cuda().eval(), floats().cuda().requires_grad_(), LENGTHS.cuda()
+    plain = build("eager").eval()
     twin = floats().requires_grad_()
-    found = []
+    results = []
     for model, given, n in ((rnn, x, lengths), (plain, twin, LENGTHS)):
         (first,) = torch.autograd.grad(model(given, n).square().sum(), given, create_graph=True)
         second = torch.autograd.grad(first.square().sum(), [given, model.Whh])
@@ -270,7 +272,7 @@ def test_on_cuda_too(backend):
         _, tangent = jvp(
             lambda s, model=model, n=n: model(s, n), (given.detach(),), (torch.ones_like(given),)
         )
-        found.append([first, *second, *each.values(), tangent])
-    for one, other in zip(*found, strict=True):
-        assert one.any()
-        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-10)
+        results.append([first, *second, *each.values(), tangent])
+    for actual, expected in zip(*results, strict=True):
+        assert actual.any()
+        torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The fused GPU kernels: on a GPU where there is one, else in Triton's interpreter, on tensors of the CPU."""
+"""The Triton kernels, on a GPU if there is one, otherwise in Triton's interpreter on CPU tensors."""
 
 import contextlib
 import importlib
@@ -21,12 +21,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
 
 TILES = Shape(19, T=6, D=7, H=37, ids=True, lengths=(*range(7), *range(6, -1, -1), 6, 1, 5, 2, 6))
-"""More rows than a program of 16 takes."""
+"""More rows than the 16 of one program."""
 
 
 @pytest.fixture
 def step_by_step(monkeypatch):
-    """As if no multiprocessor could hold any Whh; in chunks of 4, 2 and 1 steps."""
+    """Runs the kernels of single steps, as for a large Whh, in chunks of 4, 2 and 1 steps."""
     monkeypatch.setattr(backend, "_fits", lambda *_: False)
     monkeypatch.setattr(steps, "CHUNK", 4)
 
@@ -38,13 +38,13 @@ def bf16():
 
 
 def rung_3_in_bf16(shape: Shape) -> None:
-    """The error against the float64 truth is at most twice that of eager under autocast, and a floor."""
+    """Checks that the error against float64 is at most twice that of eager under autocast, plus a margin."""
     truth = states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
     with bf16():
-        near = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)
+        eager = states_and_gradients("eager", shape, torch.float32, "tanh", DEVICE)
         got = states_and_gradients("triton", shape, torch.float32, "tanh", DEVICE)
     for name, want in truth.items():
-        assert_parity(name, got[name], want, torch.float32, twice_the_error(near[name].float(), want))
+        assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name].float(), want))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -59,7 +59,7 @@ def test_step_by_step_has_every_nonlinearity(step_by_step, nonlinearity):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_tanh_is_right_to_a_few_units_and_never_beyond_1(step_by_step, dtype):
+def test_tanh_is_accurate_and_never_exceeds_1(step_by_step, dtype):
     a = torch.cat([torch.linspace(-25, 25, 2001), torch.logspace(-30, 0, 100), torch.tensor([0.0, 1e30])])
     a = a.to(DEVICE, dtype)[None, None]
     H = a.shape[2]
@@ -72,13 +72,13 @@ def test_tanh_is_right_to_a_few_units_and_never_beyond_1(step_by_step, dtype):
 
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[5], SHAPES[-1], TILES], ids=str)
-def test_bf16_errs_no_more_than_twice_as_eager_does_under_autocast(monkeypatch, shape, fits):
+def test_the_error_of_bf16_is_at_most_twice_that_of_eager_under_autocast(monkeypatch, shape, fits):
     if not fits:
         monkeypatch.setattr(backend, "_fits", lambda *_: False)
     rung_3_in_bf16(shape)
 
 
-def test_the_precision_of_the_forward_pass_is_that_of_the_backward_pass():
+def test_the_backward_pass_has_the_precision_of_the_forward_pass():
     def run(forward, backward):
         g = torch.Generator().manual_seed(0)
         weights = [torch.randn(s, generator=g).to(DEVICE).requires_grad_() for s in ((5, 3), (5,), (5, 5))]
@@ -89,13 +89,17 @@ def test_the_precision_of_the_forward_pass_is_that_of_the_backward_pass():
 
     off = contextlib.nullcontext()
     rounded, exact = run(bf16(), off), run(off, off)
-    assert all(torch.equal(one, other) for one, other in zip(rounded, run(bf16(), bf16()), strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(exact, run(off, bf16()), strict=True))
-    assert not any(torch.equal(one, other) for one, other in zip(rounded, exact, strict=True))
+    assert all(
+        torch.equal(actual, expected) for actual, expected in zip(rounded, run(bf16(), bf16()), strict=True)
+    )
+    assert all(
+        torch.equal(actual, expected) for actual, expected in zip(exact, run(off, bf16()), strict=True)
+    )
+    assert not any(torch.equal(actual, expected) for actual, expected in zip(rounded, exact, strict=True))
     assert {tensor.dtype for tensor in rounded} == {torch.float32}
 
 
-def test_the_switches_are_pytorchs():
+def test_precision_follows_pytorchs_settings():
     device = torch.device(DEVICE)
     assert backend.precision(torch.float32, device) == "ieee"
     with bf16():
@@ -106,20 +110,20 @@ def test_the_switches_are_pytorchs():
         assert backend.precision(torch.float32, device) == precision
 
 
-def test_ids_and_lengths_are_clamped_and_never_lead_out_of_memory():
-    """On a GPU their values are not looked at: what is out of range counts as the nearest that is not."""
+def test_invalid_ids_and_lengths_are_clamped():
+    """Their values are not checked on a GPU."""
     columns, bh, Whh, h0 = (torch.randn(s, device=DEVICE) for s in ((9, 5), (5,), (5, 5), (3, 5)))
     ids = torch.tensor([[0, -7, 3, 99], [8, 9, 10**12, 1], [5, 5, 5, 5]], device=DEVICE)
     lengths = torch.tensor([99, 3, -4], device=DEVICE)
-    found = []
+    results = []
     for i, n in ((ids, lengths), (ids.clamp(0, 8), lengths.clamp(0, 4))):
         hs, hT = torch.ops.torch_rnn.triton_forward(None, i, columns, bh, Whh, h0, n, "tanh", "ieee")
-        found.append([hs, hT, torch.ops.torch_rnn.triton_sum_by_id(hs, i, n, 9)])
-    assert torch.equal(found[0][0][:, :2], found[1][0][:, :2])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        results.append([hs, hT, torch.ops.torch_rnn.triton_sum_by_id(hs, i, n, 9)])
+    assert torch.equal(results[0][0][:, :2], results[1][0][:, :2])
+    assert all(torch.equal(actual, expected) for actual, expected in zip(*results, strict=True))
 
 
-def test_weights_need_not_be_dense():
+def test_non_contiguous_weights():
     x, W = torch.randint(9, (3, 7), device=DEVICE), torch.randn(5, 9, device=DEVICE)
     Whh = torch.randn(5, 10, device=DEVICE)
     want = recurrence(x, W, Whh[:, 1].contiguous(), Whh[:, ::2].contiguous(), backend="triton")
@@ -145,7 +149,7 @@ def test_ids_without_columns_are_refused():
         torch.ops.torch_rnn.triton_forward(None, *given, None, "tanh", "ieee")
 
 
-def test_pytorchs_newer_switches_do_not_disturb():
+def test_pytorchs_newer_precision_settings_are_supported():
     code = (
         "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; import importlib;"
         "backend = importlib.import_module('torch_rnn.ops.triton_backend');"
@@ -171,7 +175,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.torch_rnn.triton_sum_by_id, (xw.detach(), ids, lengths, 9))
 
 
-def test_what_fits_into_a_multiprocessor(monkeypatch):
+def test_which_sizes_fit_into_a_multiprocessor(monkeypatch):
     monkeypatch.setattr(backend, "_shared_memory", lambda device: 227 * 1024)
     for H, dtype, precision, fits in (
         (128, torch.float32, "ieee", True),
@@ -183,31 +187,31 @@ def test_what_fits_into_a_multiprocessor(monkeypatch):
         assert backend._fits(torch.empty(H, H, dtype=dtype), precision) == fits
 
 
-def test_auto_takes_the_kernels_only_where_they_are_proven(monkeypatch, caplog):
+def test_auto_uses_the_kernels_only_if_they_agree_with_eager(monkeypatch, caplog):
     device = torch.device(DEVICE)
-    monkeypatch.setattr(backend, "_PROVEN", {})
-    assert backend.proven(device)
+    monkeypatch.setattr(backend, "_AGREES", {})
+    assert backend.agrees_with_eager(device)
     with bf16():
         assert not backend._difference(device)
-    monkeypatch.setattr(backend, "_PROVEN", {})
+    monkeypatch.setattr(backend, "_AGREES", {})
     right = backend.sum_by_id
     monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1.001 * right(*args))
-    assert not backend.proven(device)
-    assert not backend.proven(device)
+    assert not backend.agrees_with_eager(device)
+    assert not backend.agrees_with_eager(device)
     assert caplog.text.count("the Triton kernels are not used") == 1
     assert "dWxh differs from eager by 1.0e-03 of its largest entry" in caplog.text
-    monkeypatch.setattr(backend, "_PROVEN", {})
+    monkeypatch.setattr(backend, "_AGREES", {})
     monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1 / 0)
-    assert not backend.proven(device)
+    assert not backend.agrees_with_eager(device)
     assert "division by zero" in caplog.text
 
 
-def test_without_triton_bptt_serves(monkeypatch):
+def test_without_triton_auto_does_not_use_the_kernels(monkeypatch):
     monkeypatch.setattr(backend, "kernels", lambda: None)
     backend.interpreted.cache_clear()
     try:
         assert not backend.runs_on(DEVICE)
-        assert not backend.proven(torch.device(DEVICE))
+        assert not backend.agrees_with_eager(torch.device(DEVICE))
         with pytest.raises(
             ValueError, match=f"backend is 'triton'; on {DEVICE} it must be one of auto, eager"
         ):
@@ -249,28 +253,28 @@ for capability, H, real, precision in (
         usage = subprocess.run(command, capture_output=True, text=True)
         stack = int(re.search(r"STACK:(\\d+)", usage.stdout + usage.stderr)[1])
         size = 2 if precision == "bf16" else int(real[3:]) // 8
-        room = sizes["P"] ** 2 * size + sys.modules["torch_rnn.ops.triton_backend"].RESERVE
-        print(kernel.__name__, capability, H, real, precision, stack, built.metadata.shared, room)
+        limit = sizes["P"] ** 2 * size + sys.modules["torch_rnn.ops.triton_backend"].RESERVE
+        print(kernel.__name__, capability, H, real, precision, stack, built.metadata.shared, limit)
 """
 
 
-def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
-    """The interpreter takes what the compiler does not. Hardly a register is spilled, and Whh has room."""
+def test_the_kernels_compile_for_other_gpus(tmp_path):
+    """The compiler accepts the kernels, spills hardly any registers, and shared memory suffices."""
     command = [sys.executable, "-c", COMPILE, str(tmp_path / "kernel.cubin")]
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 32
-    for *variant, stack, shared, room in lines:
+    for *variant, stack, shared, limit in lines:
         assert int(stack) <= 32, f"{variant} spills {stack} bytes"
-        assert int(shared) <= int(room), f"{variant} needs {shared} bytes of shared memory"
+        assert int(shared) <= int(limit), f"{variant} needs {shared} bytes of shared memory"
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
-    """Forward, backward, clipping and fused Adam; replayed on new batches it does what plain steps do."""
+    """Replayed on new batches, the graph of forward, backward, clipping and Adam equals plain steps."""
     if not fits:
         monkeypatch.setattr(backend, "_fits", lambda *_: False)
     B, T, D = 6, 20, 50
@@ -280,7 +284,7 @@ def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
     ]
     batches = [tuple(tensor.cuda() for tensor in batch) for batch in batches]
 
-    def made():
+    def build():
         torch.manual_seed(0)
         rnn = RNN(D, 40, 1, backend="triton", device="cuda")
         return rnn, torch.optim.Adam(rnn.parameters(), lr=0.01, fused=True, capturable=True)
@@ -293,11 +297,11 @@ def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
         optimizer.step()
         return loss
 
-    plain, optimizer = made()
+    plain, optimizer = build()
     want = [step(plain, optimizer, *batch).item() for batch in batches]
 
-    rnn, optimizer = made()
-    held = [tensor.clone() for tensor in batches[0]]
+    rnn, optimizer = build()
+    buffers = [tensor.clone() for tensor in batches[0]]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -305,19 +309,19 @@ def test_a_whole_training_step_is_one_cuda_graph(monkeypatch, fits):
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss = step(rnn, optimizer, *held)
+        loss = step(rnn, optimizer, *buffers)
     for batch in batches[3:]:
-        for place, tensor in zip(held, batch, strict=True):
-            place.copy_(tensor)
+        for buffer, tensor in zip(buffers, batch, strict=True):
+            buffer.copy_(tensor)
         graph.replay()
         got.append(loss.item())
     assert got == pytest.approx(want, rel=1e-5)
-    for one, other in zip(rnn.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for actual, expected in zip(rnn.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.cuda
-def test_evaluation_first_does_not_hinder_training(monkeypatch):
+def test_training_works_after_evaluation(monkeypatch):
     monkeypatch.setattr(backend, "_fits", lambda *_: False)
     rnn = RNN(9, 37, 1, backend="triton", device="cuda")
     x = torch.randint(9, (3, 7), device="cuda")
@@ -328,7 +332,7 @@ def test_evaluation_first_does_not_hinder_training(monkeypatch):
 
 
 @pytest.mark.cuda
-def test_a_graph_is_captured_once_for_its_shapes_and_replayed_on_new_values():
+def test_a_graph_is_captured_once_for_each_shape_and_replayed_on_new_values():
     calls = []
 
     def function(a, b, *, scale):
@@ -340,4 +344,4 @@ def test_a_graph_is_captured_once_for_its_shapes_and_replayed_on_new_values():
             a, b = torch.randn(*shape, device="cuda"), torch.randn(4, device="cuda")
             (got,) = in_a_graph(function, a, b, scale=2)
             torch.testing.assert_close(got, 2 * a + b)
-    assert len(calls) == 4  # for each of two shapes, once to warm up and once to capture
+    assert len(calls) == 4  # one warm-up and one capture for each of two shapes

@@ -1,4 +1,4 @@
-"""Seeded faults in the Triton kernels and what launches them: one wrong line each, which a rung must see."""
+"""Seeded faults in the Triton kernels and their launches: each is one wrong line, which rung_3 must find."""
 
 import importlib.util
 from pathlib import Path
@@ -9,13 +9,13 @@ from ladder import SHAPES, rung_3
 from test_triton import DEVICE, TILES, backend, rung_3_in_bf16, step_by_step, steps
 
 pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
-__all__ = ["step_by_step"]  # a fixture, which is asked for by name
+__all__ = ["step_by_step"]  # a fixture, which tests request by name
 
 KERNEL_FAULTS = [
     ("WhhT + k * H + j", "WhhT + j * H + k"),
     ("h = tl.where((t < n)[:, None], h_next, h)", "h = h_next"),
     ("x, x_next = x_next, x_after", "x, x_next = x_after, x_next"),
-    ("found = read_ids(ids, row, t + 3, n, T, D)", "found = read_ids(ids, row, t + 2, n, T, D)"),
+    ("ids_after = read_ids(ids, row, t + 3, n, T, D)", "ids_after = read_ids(ids, row, t + 2, n, T, D)"),
     ("apply(product(h, W, PRECISION) + (x + bias)", "apply(product(h, W, PRECISION) + x"),
     (
         "h = tl.load(h0 + row[:, None] * H + j, mask=inside, other=0.0)",
@@ -36,8 +36,8 @@ STEP_FAULTS = [
     ("h = hs[chunk][-1]", "h = hs[chunk][0]"),
     ("_rounded(Whh.t(), precision)", "_rounded(Whh, precision)"),
     (
-        "hs[chunk],\n            Whh,\n            dh,\n            left - chunk.start",
-        "hs[chunk],\n            Whh,\n            dh,\n            left",
+        "hs[chunk],\n            Whh,\n            dh,\n            remaining - chunk.start",
+        "hs[chunk],\n            Whh,\n            dh,\n            remaining",
     ),
     ("return das, passed + Wda", "return das, passed"),
     ("passed, Wda = dh, torch.zeros_like(dh)", "passed, Wda = torch.zeros_like(dh), torch.zeros_like(dh)"),
@@ -45,9 +45,9 @@ STEP_FAULTS = [
 
 
 def faulty(module, right: str, wrong: str, folder: Path):
-    """The module as it would be with one line wrong; from a file, since Triton reads its kernels' source."""
+    """Returns a copy of the module with one wrong line, as a file, because Triton reads source files."""
     source = Path(module.__file__).read_text()
-    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module.__name__}"
+    assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times in {module.__name__}"
     path = folder / "faulty.py"
     path.write_text(source.replace(right, wrong))
     spec = importlib.util.spec_from_file_location("faulty", path)
@@ -68,14 +68,14 @@ def is_caught() -> bool:
 
 
 @pytest.mark.parametrize(("right", "wrong"), KERNEL_FAULTS, ids=range(len(KERNEL_FAULTS)))
-def test_rung_3_catches_in_the_kernels(monkeypatch, tmp_path, right, wrong):
+def test_rung_3_catches_faults_in_the_kernels(monkeypatch, tmp_path, right, wrong):
     twin = faulty(backend.kernels(), right, wrong, tmp_path)
     monkeypatch.setattr(backend, "kernels", lambda: twin)
     assert is_caught()
 
 
 @pytest.mark.parametrize(("right", "wrong"), STEP_FAULTS, ids=range(len(STEP_FAULTS)))
-def test_rung_3_catches_step_by_step(step_by_step, monkeypatch, tmp_path, right, wrong):
+def test_rung_3_catches_faults_step_by_step(step_by_step, monkeypatch, tmp_path, right, wrong):
     twin = faulty(steps, right, wrong, tmp_path)
     twin.CHUNK = 4
     for name in ("step_by_step", "back_step_by_step"):

@@ -1,4 +1,4 @@
-"""What is timed: the recurrence and its peers, forward and with backward; and a whole training step."""
+"""The functions that scripts/benchmark.py times: the recurrence, its peers, and a whole training step."""
 
 import importlib.util
 import os
@@ -15,14 +15,14 @@ from torch_rnn.ops import recurrence
 
 
 class Candidate(NamedTuple):
-    """forward() and training(): ids -> last state, and its gradient for every weight."""
+    """Two functions to time: ids -> last state, and the same with the gradient of every weight."""
 
     forward: Callable[[], object]
     training: Callable[[], object]
 
 
 def ours(backend: str, ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Candidate:
-    """The recurrence on a backend."""
+    """Returns the recurrence on a backend."""
     Wxh = nn.Parameter((torch.randn(V, H, device=ids.device) / 10).t())
     Whh = nn.Parameter(nn.init.orthogonal_(torch.empty(H, H, device=ids.device)))
     bh = nn.Parameter(torch.zeros(H, device=ids.device))
@@ -34,7 +34,7 @@ def ours(backend: str, ids: Tensor, V: int, H: int, lengths: Tensor | None) -> C
 
 
 def torch_rnn_module(ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Candidate:
-    """nn.Embedding and nn.RNN; with lengths on a packed sequence, as its documentation has it."""
+    """Returns nn.Embedding with nn.RNN; with lengths, the sequences are packed."""
     embedding, rnn = nn.Embedding(V, H).to(ids.device), nn.RNN(H, H, batch_first=True).to(ids.device)
 
     def forward() -> Tensor:
@@ -46,13 +46,13 @@ def torch_rnn_module(ids: Tensor, V: int, H: int, lengths: Tensor | None) -> Can
     return _candidate(forward, [*embedding.parameters(), *rnn.parameters()])
 
 
-def keras_is_there() -> bool:
-    """Whether Keras and JAX can be imported."""
+def keras_is_installed() -> bool:
+    """Returns whether Keras and JAX can be imported."""
     return all(importlib.util.find_spec(name) for name in ("keras", "jax"))
 
 
 def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Candidate:
-    """Keras's Embedding and SimpleRNN on its JAX backend, both calls jitted."""
+    """Returns Keras's Embedding with SimpleRNN on its JAX backend, compiled by jax.jit."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
     import keras
@@ -61,10 +61,10 @@ def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Candidate:
     x = jax.numpy.asarray(ids.numpy(), dtype="int32")
     model.build(x.shape)
     weights = [variable.value for variable in model.trainable_variables]
-    rest = [variable.value for variable in model.non_trainable_variables]
+    constants = [variable.value for variable in model.non_trainable_variables]
 
     def last_state(weights):
-        return model.stateless_call(weights, rest, x)[0].sum()
+        return model.stateless_call(weights, constants, x)[0].sum()
 
     forward, training = jax.jit(last_state), jax.jit(jax.value_and_grad(last_state))
     return Candidate(
@@ -73,13 +73,13 @@ def keras_simple_rnn(ids: Tensor, V: int, H: int) -> Candidate:
 
 
 def training_step(ids: Tensor, lengths: Tensor, labels: Tensor, V: int, H: int) -> Callable[[], object]:
-    """A step of an RNN on one batch: forward, backward, clipping by norm, fused Adam."""
+    """Returns a training step on one batch: forward, backward, clipping by norm, fused Adam."""
     rnn = RNN(V, H, 1, device=ids.device)
     on_gpu = ids.device.type == "cuda"
     optimizer = torch.optim.Adam(rnn.parameters(), fused=True, capturable=on_gpu)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=not on_gpu)  # what a graph has written it writes again, there
+        optimizer.zero_grad(set_to_none=not on_gpu)  # a CUDA graph writes to the same tensors at each replay
         cross_entropy(rnn(ids, lengths), labels).mean().backward()
         nn.utils.clip_grad_norm_(rnn.parameters(), 0.05)
         optimizer.step()
@@ -88,7 +88,7 @@ def training_step(ids: Tensor, lengths: Tensor, labels: Tensor, V: int, H: int) 
 
 
 def as_one_graph(step: Callable[[], object]) -> Callable[[], object]:
-    """The step captured as one CUDA graph, which each call replays."""
+    """Captures the step as one CUDA graph and returns a function that replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -101,7 +101,7 @@ def as_one_graph(step: Callable[[], object]) -> Callable[[], object]:
 
     def replay() -> None:
         graph.replay()
-        _ = step  # whose model and optimiser the graph works on
+        _ = step  # keeps the model and the optimizer alive, whose memory the graph uses
 
     return replay
 

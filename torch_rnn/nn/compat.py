@@ -1,4 +1,4 @@
-"""torch.nn.RNN's face on our recurrence: in its place `torch_rnn.nn.compat.RNN` changes the speed alone."""
+"""A drop-in replacement for torch.nn.RNN that computes with this package's recurrence."""
 
 import torch
 import torch.nn.functional as F
@@ -9,25 +9,24 @@ from torch_rnn.nn.layers import Weights, layered
 
 
 class RNN(nn.RNN):
-    """torch.nn.RNN with another computation: its constructor, `state_dict`, arguments, results and errors.
+    """torch.nn.RNN with the same constructor, `state_dict`, arguments, results and errors, but faster.
 
-    input, hx and what is returned are those of torch.nn.RNN: (T, B, D), batch first, unbatched, or a
-    PackedSequence, sorted or not. Where our recurrence does not go (half precision, autocast, other devices
-    than CPU and CUDA, NaN in the input, T = 0), torch.nn.RNN computes, or raises, itself. TorchScript is the
-    one thing that it takes and this does not.
+    The input can be (T, B, D), batch first, unbatched, or a PackedSequence, sorted or not. What the
+    recurrence does not support (half precision, autocast, other devices than CPU and CUDA, NaN in the input,
+    T = 0) goes to torch.nn.RNN itself, which computes or raises. TorchScript is not supported.
     """
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """(output, h_n), as torch.nn.RNN has them."""
+        """Returns (output, h_n), as torch.nn.RNN does."""
         packed = isinstance(input, PackedSequence)
         data = input.data if packed else input
         if not isinstance(data, Tensor) or not isinstance(hx, Tensor | None) or not self._is_supported(data):
             return super().forward(input, hx)
         try:
-            return self._of_packed(input, hx) if packed else self._of_padded(input, hx)
-        except (TypeError, ValueError):  # what is wrong with the arguments, its own words say
+            return self._forward_packed(input, hx) if packed else self._forward_padded(input, hx)
+        except (TypeError, ValueError):  # torch.nn.RNN raises its own error
             return super().forward(input, hx)
 
     def _is_supported(self, data: Tensor) -> bool:
@@ -35,10 +34,10 @@ class RNN(nn.RNN):
         return (
             kind in ("cpu", "cuda")
             and data.dtype in (torch.float32, torch.float64)
-            and not (torch.is_autocast_enabled(kind))
+            and not torch.is_autocast_enabled(kind)
         )
 
-    def _of_padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         batched = input.dim() == 3
         x = input if batched else input[None]
         if batched and not self.batch_first:
@@ -51,22 +50,23 @@ class RNN(nn.RNN):
             return h[0], hT[:, 0]
         return (h if self.batch_first else h.transpose(0, 1).contiguous()), hT
 
-    def _of_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """Rows in the order of their length, the longest first, as they lie in the PackedSequence."""
-        data, batch_sizes, order, back = input
+    def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """Computes on rows sorted by length, longest first, as a PackedSequence stores them."""
+        data, batch_sizes, sorted_indices, unsorted_indices = input
         x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=True)
         self._check(x, hx)
-        hx = self.permute_hidden(hx, order) if hx is not None else None
+        hx = self.permute_hidden(hx, sorted_indices) if hx is not None else None
         h, hT = self._layered(x, hx, lengths)
         output = pack_padded_sequence(h, lengths, batch_first=True).data
-        return PackedSequence(output, batch_sizes, order, back), self.permute_hidden(hT, back)
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(hT, unsorted_indices)
 
     def _check(self, x: Tensor, hx: Tensor | None) -> None:
-        """x is (B, T, D), hx (layers * directions, B, H). Raises for anything else, and for T = 0."""
+        """Raises ValueError unless x is (B, T, D) with T > 0 and hx is (layers * directions, B, H)."""
         B, T, D = x.shape
         n = self.num_layers * (2 if self.bidirectional else 1)
         if T == 0 or D != self.input_size or (hx is not None and tuple(hx.shape) != (n, B, self.hidden_size)):
-            raise ValueError("torch.nn.RNN has an error for it")
+            raise ValueError("torch.nn.RNN raises the error for this")
 
     def _layered(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         directions = ("", "_reverse") if self.bidirectional else ("",)
@@ -76,15 +76,15 @@ class RNN(nn.RNN):
         ]
 
         def dropout(h: Tensor) -> Tensor:
-            """Drawn in the order in which torch.nn.RNN draws: time first, without padding."""
+            """Draws in torch.nn.RNN's order: time first, without padding."""
             if lengths is None:
                 return F.dropout(h.transpose(0, 1).contiguous(), self.dropout).transpose(0, 1)
             data, batch_sizes, _, _ = pack_padded_sequence(h, lengths, batch_first=True)
-            thinned = PackedSequence(F.dropout(data, self.dropout), batch_sizes)
-            return pad_packed_sequence(thinned, batch_first=True)[0]
+            dropped = PackedSequence(F.dropout(data, self.dropout), batch_sizes)
+            return pad_packed_sequence(dropped, batch_first=True)[0]
 
-        drop = dropout if self.training and self.dropout else None
-        return layered(x, weights, hx, lengths, nonlinearity=self.nonlinearity, dropout=drop)
+        active = dropout if self.training and self.dropout else None
+        return layered(x, weights, hx, lengths, nonlinearity=self.nonlinearity, dropout=active)
 
     def _weights(self, name: str) -> Weights:
         bias = getattr(self, "bias_ih" + name) + getattr(self, "bias_hh" + name) if self.bias else None

@@ -1,4 +1,4 @@
-"""Weights to and from other libraries, as settings of an RNN and tensors by the names of its parameters."""
+"""Converts weights from and to other libraries. An RNN is given by its settings and its tensors by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def names(num_layers: int, bidirectional: bool) -> list[list[str]]:
-    """What is put behind Wxh, Whh and bh of each layer's directions: "" and "_reverse", "_l1", ..."""
+    """Returns the suffixes of Wxh, Whh and bh for each layer and direction: "", "_reverse", "_l1", ..."""
     directions = ("", "_reverse") if bidirectional else ("",)
     return [
         [(f"_l{layer}" if layer else "") + direction for direction in directions]
@@ -18,10 +18,16 @@ def names(num_layers: int, bidirectional: bool) -> list[list[str]]:
     ]
 
 
-def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and tensors of torch.nn's two modules; the two biases of nn.RNN become their sum.
+def _torch_names(num_layers: int, bidirectional: bool) -> list[tuple[str, str]]:
+    """Returns pairs of our suffix and torch.nn.RNN's: ("", "_l0"), ("_reverse", "_l0_reverse"), ..."""
+    suffixes = [suffix for layer in names(num_layers, bidirectional) for suffix in layer]
+    return [(suffix, suffix if suffix.startswith("_l") else "_l0" + suffix) for suffix in suffixes]
 
-    Raises ValueError where the linear layer does not take what the rnn gives.
+
+def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the settings and tensors of torch.nn's modules. The two biases of nn.RNN are summed.
+
+    Raises ValueError if the sizes of the modules do not match.
     """
     width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     if linear.in_features != width:
@@ -41,19 +47,18 @@ def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str
         tensors["by"] = (
             linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
         )
-    for layer, directions in enumerate(names(rnn.num_layers, rnn.bidirectional)):
-        for name, theirs in zip(directions, (f"_l{layer}", f"_l{layer}_reverse"), strict=False):
-            tensors["Wxh" + name] = getattr(rnn, "weight_ih" + theirs)
-            tensors["Whh" + name] = Whh = getattr(rnn, "weight_hh" + theirs)
-            if rnn.bias:
-                tensors["bh" + name] = getattr(rnn, "bias_ih" + theirs) + getattr(rnn, "bias_hh" + theirs)
-            elif settings["bias"]:
-                tensors["bh" + name] = Whh.new_zeros(rnn.hidden_size)
+    for name, theirs in _torch_names(rnn.num_layers, rnn.bidirectional):
+        tensors["Wxh" + name] = getattr(rnn, "weight_ih" + theirs)
+        tensors["Whh" + name] = Whh = getattr(rnn, "weight_hh" + theirs)
+        if rnn.bias:
+            tensors["bh" + name] = getattr(rnn, "bias_ih" + theirs) + getattr(rnn, "bias_hh" + theirs)
+        elif settings["bias"]:
+            tensors["bh" + name] = Whh.new_zeros(rnn.hidden_size)
     return settings, {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def to_torch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[nn.RNN, nn.Linear]:
-    """nn.RNN (batch first; bias_hh is zero) and nn.Linear with copies. Raises ValueError for "linear"."""
+    """Returns nn.RNN (batch first, bias_hh zero) and nn.Linear. Raises ValueError for "linear"."""
     if settings["nonlinearity"] == "linear":
         raise ValueError("nonlinearity is 'linear'; torch.nn.RNN has tanh and relu")
     bidirectional, bias = settings["bidirectional"], settings["bias"]
@@ -75,64 +80,63 @@ def to_torch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tupl
         linear.weight.copy_(tensors["Why"])
         if bias:
             linear.bias.copy_(tensors["by"])
-        for layer, directions in enumerate(names(settings["num_layers"], bidirectional)):
-            for name, theirs in zip(directions, (f"_l{layer}", f"_l{layer}_reverse"), strict=False):
-                getattr(rnn, "weight_ih" + theirs).copy_(tensors["Wxh" + name])
-                getattr(rnn, "weight_hh" + theirs).copy_(tensors["Whh" + name])
-                if bias:
-                    getattr(rnn, "bias_ih" + theirs).copy_(tensors["bh" + name])
-                    getattr(rnn, "bias_hh" + theirs).zero_()
+        for name, theirs in _torch_names(settings["num_layers"], bidirectional):
+            getattr(rnn, "weight_ih" + theirs).copy_(tensors["Wxh" + name])
+            getattr(rnn, "weight_hh" + theirs).copy_(tensors["Whh" + name])
+            if bias:
+                getattr(rnn, "bias_ih" + theirs).copy_(tensors["bh" + name])
+                getattr(rnn, "bias_hh" + theirs).zero_()
     return rnn, linear
 
 
 def from_keras(weights: Sequence[ArrayLike], bidirectional: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and tensors of SimpleRNN layers, each perhaps in a Bidirectional, and a Dense on top.
+    """Returns the settings and tensors of a Keras model of SimpleRNN layers and a Dense layer.
 
-    weights are the model's `get_weights()`: for each direction kernel (D, H), recurrent_kernel (H, H) and,
-    with use_bias, bias (H,); then the Dense layer's kernel and bias. Raises ValueError for other shapes.
+    Args:
+        weights: the model's `get_weights()`: for each direction of each layer kernel (D, H), recurrent_kernel
+            (H, H) and, with use_bias, bias (H,); then the Dense layer's kernel and bias.
+        bidirectional: whether each SimpleRNN is in a Bidirectional layer.
+
+    Raises:
+        ValueError: The weights have other shapes.
     """
     arrays = [np.asarray(array) for array in weights]
     bias = len(arrays) > 2 and arrays[2].ndim == 1
-    each, directions = (3 if bias else 2), (2 if bidirectional else 1)
-    dense = 2 if bias else 1
-    if len(arrays) < each + dense or (len(arrays) - dense) % (each * directions):
+    directions = 2 if bidirectional else 1
+    per_direction, dense = (3, 2) if bias else (2, 1)  # numbers of arrays
+    if len(arrays) < per_direction + dense or (len(arrays) - dense) % (per_direction * directions):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(
             f"weights have the shapes {shapes}; they must be kernel, recurrent_kernel{', bias' * bias} "
             f"of each direction of each layer, then the Dense layer's kernel{' and bias' * bias}"
         )
-    num_layers = (len(arrays) - dense) // (each * directions)
+    num_layers = (len(arrays) - dense) // (per_direction * directions)
     D, H = arrays[0].shape
     tensors = {}
     for layer, suffixes in enumerate(names(num_layers, bidirectional)):
         width = directions * H if layer else D
         for i, name in enumerate(suffixes):
-            group = arrays[(layer * directions + i) * each :][:each]
-            for kind, array, shape in zip(
-                ("Wxh", "Whh", "bh"), group, ((width, H), (H, H), (H,)), strict=False
-            ):
+            group = arrays[(layer * directions + i) * per_direction :][:per_direction]
+            kinds = ("Wxh", (width, H)), ("Whh", (H, H)), ("bh", (H,))
+            for (kind, shape), array in zip(kinds, group, strict=False):
                 _check(f"the {kind} of layer {layer}", array, shape)
                 tensors[kind + name] = torch.from_numpy(array.T.copy())
-    top = arrays[-dense:]
-    C = top[0].shape[-1]
-    _check("the Dense layer's kernel", top[0], (directions * H, C))
-    tensors["Why"] = torch.from_numpy(top[0].T.copy())
+    dense_arrays = arrays[-dense:]
+    C = dense_arrays[0].shape[-1]
+    _check("the Dense layer's kernel", dense_arrays[0], (directions * H, C))
+    tensors["Why"] = torch.from_numpy(dense_arrays[0].T.copy())
     if bias:
-        _check("the Dense layer's bias", top[1], (C,))
-        tensors["by"] = torch.from_numpy(top[1].copy())
+        _check("the Dense layer's bias", dense_arrays[1], (C,))
+        tensors["by"] = torch.from_numpy(dense_arrays[1].copy())
     settings = {"input_size": D, "hidden_size": H, "output_size": C, "bias": bias}
     return settings | {"num_layers": num_layers, "bidirectional": bidirectional}, tensors
 
 
 def to_keras(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """What `set_weights` of such a Keras model takes."""
+    """Returns the weights for `set_weights` of a Keras model as in `from_keras`."""
     kinds = ("Wxh", "Whh", "bh") if settings["bias"] else ("Wxh", "Whh")
-    order = [
-        kind + name
-        for suffixes in names(settings["num_layers"], settings["bidirectional"])
-        for name in suffixes
-        for kind in kinds
-    ]
+    layers = names(settings["num_layers"], settings["bidirectional"])
+    order = [kind + suffix for suffixes in layers for suffix in suffixes for kind in kinds]
     order += ["Why", "by"] if settings["bias"] else ["Why"]
     return [np.ascontiguousarray(tensors[name].detach().cpu().numpy().T) for name in order]
 

@@ -1,8 +1,8 @@
-"""Weights that cannot be silently wrong.
+"""Weights files with a checksum.
 
-A weights file is safetensors, readable by any reader of that format. Its metadata has one entry, "torch_rnn":
-a JSON object with the caller's own data and "sha256", the digest of the whole file as it would be with 64
-zeros in the digest's place. safetensors itself loads a flipped bit in silence.
+A weights file is a safetensors file. Its metadata has one entry, "torch_rnn": a JSON object with the caller's
+data and "sha256", the digest of the whole file with 64 zeros in place of the digest. safetensors itself does
+not notice a flipped bit.
 """
 
 import hashlib
@@ -18,23 +18,22 @@ from torch import Tensor
 
 from torch_rnn.files import write_atomically
 
-UNSIGNED = "0" * 64
+NO_DIGEST = "0" * 64
 
 
 def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Writes named tensors and JSON data as one signed safetensors file, atomically."""
+    """Writes named tensors and JSON data atomically to a safetensors file with a checksum."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"torch_rnn": json.dumps({"sha256": UNSIGNED, **data}, sort_keys=False)}
+    metadata = {"torch_rnn": json.dumps({"sha256": NO_DIGEST, **data}, sort_keys=False)}
     blob = safetensors.torch.save(tensors, metadata)
-    signed = blob.replace(UNSIGNED.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
+    signed = blob.replace(NO_DIGEST.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
     write_atomically(path, lambda part: part.write_bytes(signed))
 
 
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the data of a file that `save_weights` wrote.
+    """Returns the tensors and the data of a file that `save_weights` wrote.
 
-    Raises FileNotFoundError, or ValueError naming the file when it is not such a file or one bit of it has
-    changed.
+    Raises FileNotFoundError, or ValueError if it is no weights file or has changed since it was written.
     """
     blob = Path(path).read_bytes()
     try:
@@ -44,7 +43,7 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         digest = data.pop("sha256").encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a weights file of torch_rnn, or its header is damaged") from error
-    if hashlib.sha256(blob.replace(digest, UNSIGNED.encode(), 1)).hexdigest().encode() != digest:
+    if hashlib.sha256(blob.replace(digest, NO_DIGEST.encode(), 1)).hexdigest().encode() != digest:
         raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
     try:
         return safetensors.torch.load(blob), data

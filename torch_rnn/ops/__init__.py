@@ -1,6 +1,6 @@
 """The one operation of this package: h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh) for all t.
 
-A backend is a file with one function of one signature, and stands in the table BACKENDS.
+Each backend is a file with one function. All have the same signature and are listed in BACKENDS.
 """
 
 import importlib
@@ -15,15 +15,18 @@ from torch import Tensor
 from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
 from torch_rnn.ops.cpu import INSTRUCTIONS, cpu, instructions, library
+from torch_rnn.ops.cpu import NONLINEARITIES as CPU_NONLINEARITIES
 from torch_rnn.ops.eager import eager
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.ops.segments import in_segments
-from torch_rnn.ops.triton_backend import proven, triton_backend
+from torch_rnn.ops.triton_backend import NONLINEARITIES as TRITON_NONLINEARITIES
+from torch_rnn.ops.triton_backend import agrees_with_eager, triton_backend
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
 
 log = logging.getLogger(__name__)
-_SAID: set[str] = set()
+_LOGGED: set[str] = set()
 BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend}
+FUSED_NONLINEARITIES = {"cpu": CPU_NONLINEARITIES, "triton": TRITON_NONLINEARITIES}
 
 
 def recurrence(
@@ -39,28 +42,34 @@ def recurrence(
     final: bool = False,
     recompute: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """All states h (B, T, H) of a batch of sequences; with `final` also each row's last state hT (B, H).
+    """Computes all states of a batch of sequences.
 
-    x        (B, T, D) floats, or (B, T) integer ids, where `Wxh x[t]` is the column Wxh[:, x[t]].
-    Wxh      (H, D), float32 or float64, or bfloat16, for which "eager" serves; fastest for ids when it is the
-             transpose of a (D, H) buffer.
-    bh, Whh  (H,), (H, H), of Wxh's dtype and device.
-    h0       (B, H), the state before the first step; zeros if None.
-    lengths  (B,) integers in 0..T; T for every row if None. Past its length a row leaves h unchanged, so
-             that h[:, -1] is each row's last state; what stands in the padding of x is never read.
-    nonlinearity  "tanh", "relu" or "linear".
-    backend  "auto", or one of BACKENDS; `which` tells what "auto" is on a device.
-    final    where only the last state is used, hT is faster than h[:, -1], whose gradient is as large as h.
-    recompute  keep about sqrt(T) states for the backward pass and compute the others again, there.
+    Args:
+        x: (B, T, D) floats, or (B, T) integer ids, where `Wxh x[t]` is the column Wxh[:, x[t]].
+        Wxh: (H, D), float32, float64 or bfloat16 (which always runs on "eager"). For ids it is fastest as the
+            transpose of a contiguous (D, H) tensor.
+        bh, Whh: (H,) and (H, H), with Wxh's dtype and device.
+        h0: (B, H), the state before the first step; zeros if None.
+        lengths: (B,) integers in 0..T; T for every row if None. Past its length, a row keeps its state, so
+            h[:, -1] is each row's last state. The padding of x is never read.
+        nonlinearity: "tanh", "relu" or "linear".
+        backend: "auto" or a key of BACKENDS. `which` returns what "auto" stands for on a device.
+        final: whether to return hT too. If you need only the last state, hT is faster than h[:, -1], because
+            the gradient of h[:, -1] is as large as h.
+        recompute: whether to store only about sqrt(T) states and recompute the others in the backward pass.
 
-    Raises TypeError or ValueError naming the argument, its value and what is allowed. On CUDA the values of
-    ids and lengths are not read, so that the host never waits: check them where they are made.
+    Returns:
+        h (B, T, H); with `final`, the pair of h and each row's last state hT (B, H).
+
+    Raises:
+        TypeError, ValueError: The message names the argument, its value and what is allowed. On CUDA, values
+            of ids and lengths are not checked, because the host would have to wait. Check them beforehand.
     """
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
     check(x, Wxh, bh, Whh, h0, lengths)
     check_backend(backend)
-    run = _chosen(backend, x.device, Wxh.dtype)
+    run = _choose(backend, x.device, Wxh.dtype, nonlinearity)
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
@@ -75,74 +84,85 @@ def recurrence(
 
 
 def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
-    """The name of the backend that runs for `backend` on a device, "auto" being the fastest one.
+    """Returns the name of the backend that runs on a device; for "auto", the fastest one.
 
-    Raises ValueError for a backend that does not exist, or does not run there.
+    Raises ValueError for a backend that does not exist or does not run on the device.
     """
     device = torch.device(device)
     check_backend(backend)
     if backend == "auto":
-        return _announced(_fastest(device), device.type)
+        return _logged(_fastest(device), device.type)
     allowed = available(device)
     if backend not in allowed:
-        why = ", which was not built here" if backend == "cpu" == device.type else ""
+        reason = ", which was not built here" if backend == "cpu" == device.type else ""
         raise ValueError(
-            f"backend is {backend!r}{why}; on {device} it must be one of auto, {', '.join(allowed)}"
+            f"backend is {backend!r}{reason}; on {device} it must be one of auto, {', '.join(allowed)}"
         )
     return backend
 
 
-# What torch.compiler.assume_constant_result does, without importing its machinery, which takes seconds.
+# Does what torch.compiler.assume_constant_result does, whose import takes seconds.
 which._dynamo_marked_constant = True
 
 
 def check_backend(backend: str) -> None:
-    """Raises ValueError for a name that is no backend's; whether it runs here is not asked."""
+    """Raises ValueError for an unknown name. Does not check whether the backend runs on this machine."""
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {backend!r}; it must be one of auto, {', '.join(BACKENDS)}")
 
 
 def available(device: torch.device | str) -> list[str]:
-    """The backends that run on a device."""
+    """Returns the names of the backends that run on a device."""
     on_cpu = torch.device(device).type == "cpu"
     runs = {"cpu": on_cpu and library() is not None, "triton": triton_runs_on(device)}
     return [name for name in BACKENDS if runs.get(name, True)]
 
 
-def _chosen(backend: str, device: torch.device, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What computes: the backend, or where none but the plain loop can, that; for an export `scan`."""
+def _choose(
+    backend: str, device: torch.device, dtype: torch.dtype, nonlinearity: str
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the function to run: usually the backend's; eager, bptt or scan where only they can compute."""
     if torch.compiler.is_exporting():
         return importlib.import_module("torch_rnn.ops.scan").scan  # slow to import
-    if _transforms():
-        return _announced_eager("under torch.func and forward-mode differentiation")
+    if _is_transforming():
+        return _fallback("eager", "under torch.func and forward-mode differentiation")
     if dtype is torch.bfloat16:
-        return _announced_eager("for weights in bfloat16")
-    return BACKENDS[which(backend, device)]
+        return _fallback("eager", "for weights in bfloat16")
+    name = which(backend, device)
+    if nonlinearity not in FUSED_NONLINEARITIES.get(name, NONLINEARITIES):
+        if backend != "auto":
+            raise ValueError(
+                f"nonlinearity is {nonlinearity!r}; backend {name!r} lacks it, use 'auto' or 'bptt'"
+            )
+        return _fallback("bptt", f"for the nonlinearity {nonlinearity!r}")
+    return BACKENDS[name]
 
 
-def _transforms() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which only plain operations know.
+def _is_transforming() -> bool:
+    """Returns whether torch.func or forward-mode differentiation is active.
 
-    A fused kernel would have no tangent, or one of zeros in silence, and no rule for vmap.
+    A fused kernel has no rule for vmap, and its tangents would be missing or silently zero.
     """
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
-def _announced_eager(why: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    if not torch.compiler.is_compiling() and why not in _SAID:
-        _SAID.add(why)
-        log.info("backend %s: eager", why)
-    return eager
+def _fallback(backend: str, reason: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the function of a slower backend; logs the reason once."""
+    if not torch.compiler.is_compiling() and reason not in _LOGGED:
+        _LOGGED.add(reason)
+        log.info("backend %s: %s", reason, backend)
+    return BACKENDS[backend]
 
 
 def _fastest(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu" if library() else "bptt"
-    return "triton" if proven(device) else "bptt"
+    return "triton" if agrees_with_eager(device) else "bptt"
 
 
 @cache
-def _announced(backend: str, device: str) -> str:
-    how = f" ({INSTRUCTIONS[instructions()]})" if backend == "cpu" else ""
-    log.info("backend on %s: %s%s", device, backend, how)
+def _logged(backend: str, device: str) -> str:
+    """Returns `backend`; logs it at the first call for each kind of device."""
+    instruction_set = f" ({INSTRUCTIONS[instructions()]})" if backend == "cpu" else ""
+    log.info("backend on %s: %s%s", device, backend, instruction_set)
     return backend

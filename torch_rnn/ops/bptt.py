@@ -1,13 +1,13 @@
-"""The same loop with the backward pass written by hand: back-propagation through time (Werbos, 1990).
+"""The PyTorch loop with a hand-written backward pass: back-propagation through time (Werbos, 1990).
 
     h[t] = tanh(a[t]),  a[t] = Wxh x[t] + bh + Whh h[t-1] = xw[t] + Whh h[t-1]
 
     da[t]   = tanh'(a[t]) * (dh[t] + Whh^T da[t+1])          tanh'(a) = 1 - tanh(a)^2
     dxw[t]  = da[t]
-    dWhh    = sum over t of da[t] h[t-1]^T                   large products, after the loop
+    dWhh    = sum over t of da[t] h[t-1]^T                   one large product after the loop
     dh0     = Whh^T da[0]
 
-Where a row is past its length, h[t] = h[t-1]: there da[t] = 0, and dh passes through unchanged.
+Past a row's length, h[t] = h[t-1], so da[t] = 0 and dh passes through unchanged.
 """
 
 import math
@@ -28,8 +28,8 @@ def bptt(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
-    with torch.autocast(x.device.type, enabled=False):  # states are float32, as the weights are
+    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
+    with torch.autocast(x.device.type, enabled=False):  # states keep the dtype of the weights
         hs, hT = forward(project(x, Wxh, bh, lengths).transpose(0, 1), Whh, h0, lengths, nonlinearity)
         return hs.transpose(0, 1), hT
 
@@ -38,7 +38,7 @@ def bptt(
 def forward(
     xw: Tensor, Whh: Tensor, h0: Tensor, lengths: Tensor | None, nonlinearity: str
 ) -> tuple[Tensor, Tensor]:
-    """(xw, Whh, h0) -> (hs, hT). Inside, time comes first: each step is one block of memory, (B, H)."""
+    """Returns hs (T, B, H) and hT. Time comes first, so that each step is one block of memory."""
     f = NONLINEARITIES[nonlinearity].function
     WhhT, unmasked = Whh.t(), _steps_without_padding(lengths, len(xw))
     h, hs = h0, xw.new_empty(xw.shape)
@@ -58,7 +58,7 @@ def backward(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dxw (T, B, H), dWhh and dh0."""
+    """Returns dxw (T, B, H), dWhh and dh0. A gradient that is None stands for zeros."""
     dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, nonlinearity)
     return dxw, dWhh, dh0.clone()
 
@@ -80,7 +80,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
-    # Where a second derivative is wanted, the formula itself, in differentiable operations.
+    # With create_graph=True, autograd must be able to differentiate the backward pass too.
     formula = derivatives if torch.is_grad_enabled() else backward
     hs, Whh, h0, lengths = ctx.saved_tensors
     with torch.autocast(hs.device.type, enabled=False):
@@ -99,10 +99,7 @@ def derivatives(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dxw (T, B, H), dWhh and dh0 from dhs (T, B, H) and dhT (B, H), either of which may be None for zeros.
-
-    Made of differentiable operations alone, so that second derivatives are exact too.
-    """
+    """Computes what `backward` does with differentiable operations, which allows second derivatives."""
     unmasked = _steps_without_padding(lengths, len(hs))
     derivative = NONLINEARITIES[nonlinearity].derivative(hs)
     das, dh_next = [], torch.zeros_like(h0) if dhT is None else dhT
@@ -122,9 +119,9 @@ def derivatives(
 
 
 def sum_of_products(da: Tensor, h: Tensor) -> Tensor:
-    """The sum over t and b of da[t, b] h[t, b]^T; both are (T, B, H).
+    """Returns the sum over t and b of da[t, b] h[t, b]^T, (H, H), for da and h (T, B, H).
 
-    About sqrt(T) short sums, then their sum: fewer bits are lost than in one long one.
+    Adds up about sqrt(T) short sums, because one long sum would lose more precision.
     """
     T, B, H = da.shape
     size = math.isqrt(T) or 1
@@ -138,7 +135,7 @@ def sum_of_products(da: Tensor, h: Tensor) -> Tensor:
 
 
 def _steps_without_padding(lengths: Tensor | None, T: int) -> int:
-    """How many first steps need no mask. On a GPU it stays 0: asking would make the host wait."""
+    """Returns how many steps from the start need no mask; 0 on a GPU, where the host would have to wait."""
     if lengths is None:
         return T
     return int(lengths.min()) if lengths.device.type == "cpu" and len(lengths) else 0

@@ -1,11 +1,10 @@
 /* h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh) for all t, fused: the backend "cpu".
  *
- * Eight sequences of similar length form a tile. One thread takes a tile through all its steps, so that no step
- * waits for another thread, and stops at the tile's longest sequence. The kernels of cpu_kernel.h are compiled
- * here for float and double and for each instruction set, of which one is chosen at run time.
+ * Eight sequences of similar length form a tile. One thread computes all steps of a tile, up to the end of its
+ * longest sequence, so that no step waits for another thread. The kernels of cpu_kernel.h are compiled here for
+ * float and double and for each instruction set, of which one is chosen at run time.
  *
- * Nothing here knows of Python or PyTorch: it is plain C, called with pointers. It may be called from several
- * threads at once, and after a fork.
+ * This is plain C, without Python or PyTorch. Several threads may call it at once, also after a fork.
  */
 
 #include "cpu.h"
@@ -25,19 +24,19 @@
 #define ROWS 8 /* sequences in a tile */
 #define MAX_THREADS 256
 
-/* What all threads of a call share: the tiles, and who takes which. */
+/* What all threads of a call share: the tiles, and which thread computes which tile. */
 typedef struct {
     const Recurrence *r;
-    int64_t *order;    /* (B,) the rows, the longest first */
+    int64_t *order;    /* (B,) the rows, longest first */
     int64_t tiles;     /* tile i is order[8 i : 8 i + 8] */
-    int64_t *owner;    /* (tiles,) the thread that takes it */
-    void *packed;      /* Whh or its transpose, as the kernel reads it */
-    void *dWhh, *dbh;  /* (threads, ...) each thread's own sums */
-    void *tables;      /* (threads - 1, D, H), the other threads' own sums of dcolumns; NULL: dxw is kept instead */
+    int64_t *owner;    /* (tiles,) the thread that computes the tile */
+    void *packed;      /* Whh or its transpose, in the kernel's layout */
+    void *dWhh, *dbh;  /* (threads, ...) the sums of each thread */
+    void *tables;      /* (threads - 1, D, H) dcolumns of all threads but the first; if NULL, dxw is stored */
     _Atomic int status;
 } Call;
 
-/* One piece of work, done once for each thread number below `threads`, by whoever comes. */
+/* Work to be done once for each number below `threads`. Any system thread may take the next number. */
 typedef struct {
     Call *call;
     void (*work)(Call *, int64_t);
@@ -52,7 +51,7 @@ static void *aligned(size_t bytes) {
     return posix_memalign(&memory, 64, bytes ? bytes : 64) ? NULL : memory;
 }
 
-/* Fresh memory is made of 4 KiB pages, each a fault on its first touch; 2 MiB pages fault 512 times less. */
+/* Asks for 2 MiB pages. New memory has 4 KiB pages, and the first access to each page is slow. */
 static void huge_pages(void *memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = (uintptr_t)2 << 20;
@@ -63,7 +62,7 @@ static void huge_pages(void *memory, size_t bytes) {
 #endif
 }
 
-/* Rows by length, the longest first and otherwise in their order (a counting sort). */
+/* Sorts rows by length, longest first; rows of equal length keep their order (counting sort). */
 static int sort_rows(const Recurrence *r, int64_t *order) {
     for (int64_t b = 0; b < r->B; b++)
         if (length_of(r, b) < 0 || length_of(r, b) > r->T) return BAD_LENGTH;
@@ -76,7 +75,7 @@ static int sort_rows(const Recurrence *r, int64_t *order) {
     return DONE;
 }
 
-/* Each tile, the longest first, goes to the thread with the least to do: the same at each call. */
+/* Gives each tile, longest first, to the thread with the least work. The result is the same at each call. */
 static void share_tiles(const Recurrence *r, const int64_t *order, int64_t tiles, int64_t threads, int64_t *owner) {
     int64_t load[MAX_THREADS] = {0};
     for (int64_t tile = 0; tile < tiles; tile++) {
@@ -91,8 +90,8 @@ static void share_tiles(const Recurrence *r, const int64_t *order, int64_t tiles
 static void join_team(void *argument) {
     Team *team = argument;
 #if defined(__x86_64__)
-    unsigned saved = _mm_getcsr(); /* gradients that vanish over time must not become slow denormal numbers: */
-    _mm_setcsr(saved | 0x8040);    /* on this thread alone, and put back */
+    unsigned saved = _mm_getcsr();
+    _mm_setcsr(saved | 0x8040); /* flushes denormal numbers to zero: vanishing gradients would make them slow */
 #endif
     for (int64_t i; (i = atomic_fetch_add(&team->next, 1)) < team->threads;) team->work(team->call, i);
 #if defined(__x86_64__)
@@ -102,9 +101,9 @@ static void join_team(void *argument) {
 
 static void *join_team_of_threads(void *argument) { return join_team(argument), NULL; }
 
-/* GOMP_parallel of the OpenMP runtime that the process has already, if it has one, and the process that may use
- * it: after a fork its threads are gone. Threads of our own would fight with its threads, which spin for some
- * milliseconds after each of PyTorch's operations before they sleep. */
+/* GOMP_parallel of the OpenMP runtime that PyTorch has loaded, or NULL, and the process that may use it (after a
+ * fork, its threads no longer exist). After each PyTorch operation, OpenMP threads spin for some milliseconds
+ * before they sleep; threads of our own would compete with them for the cores. */
 static void (*openmp)(void (*)(void *), void *, unsigned, unsigned);
 static pid_t process;
 
@@ -113,8 +112,8 @@ void torch_rnn_use_openmp(void *gomp_parallel) {
     process = getpid();
 }
 
-/* Runs work(call, i) for each i below `threads`. The OpenMP team is always as large as PyTorch's, `all`: another
- * size would have it stop and start threads. */
+/* Runs work(call, i) for each i below `threads`. The OpenMP team always has PyTorch's size, `all`, because
+ * a change of size would stop and start threads. */
 static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(Call *, int64_t)) {
     Team team = {.call = call, .work = work, .threads = threads};
     if (threads > 1 && openmp && process == getpid()) {
@@ -132,7 +131,7 @@ static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(C
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(name) JOIN(name, REAL, ISA)
 
-/* What C has no operator for: the smaller and the larger of each lane, and 1/x of a float to 12 bits or more. */
+/* Vector operations that C lacks: minimum, maximum, and 1/x of floats to at least 12 bits. */
 #define min_float_avx512 _mm512_min_ps
 #define max_float_avx512 _mm512_max_ps
 #define min_double_avx512 _mm512_min_pd
@@ -216,7 +215,7 @@ static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(C
 #include "cpu_kernel.h"
 #undef REAL
 
-/* The instruction sets by number, the best first: 0 AVX-512, 1 AVX2, 2 generic. */
+/* Returns the fastest instruction set that the processor has: 0 AVX-512, 1 AVX2, 2 generic. */
 int torch_rnn_best(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
@@ -234,10 +233,10 @@ int torch_rnn_best(void) {
 #define DISPATCH(name, real) ((void)isa, name##_##real##_generic(r))
 #endif
 
-/* How many bytes cpu.py must have in its own picture of the structure. */
+/* The size of the struct, which cpu.py compares with its own definition. */
 int64_t torch_rnn_size(void) { return sizeof(Recurrence); }
 
-/* Each returns DONE, or why it was not. */
+/* Each returns DONE or the reason for its failure. */
 int torch_rnn_forward_float(const Recurrence *r, int isa) { return DISPATCH(forward, float); }
 int torch_rnn_forward_double(const Recurrence *r, int isa) { return DISPATCH(forward, double); }
 int torch_rnn_backward_float(const Recurrence *r, int isa) { return DISPATCH(backward, float); }

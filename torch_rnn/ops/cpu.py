@@ -1,9 +1,9 @@
-"""The fused loop for the CPU: cpu.c, which takes eight sequences at a time through all their steps.
+"""The fused loop for the CPU, which calls cpu.c.
 
     h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
 
-For ids it also fuses the look-up of the columns of Wxh and its gradient. The library is built by pip install
-where there is a C compiler, and is plain C: it is loaded with ctypes and given addresses.
+For ids it also fuses the look-up of the columns of Wxh and its gradient. `pip install` builds the C library
+if there is a C compiler. The library is loaded with ctypes and receives the addresses of tensors.
 """
 
 import ctypes
@@ -21,19 +21,19 @@ from torch_rnn.ops.bptt import derivatives
 from torch_rnn.ops.inputs import add_at_ids, project
 
 log = logging.getLogger(__name__)
-NONLINEARITIES = ("tanh", "relu", "linear")  # by the number that cpu.h gives them
-INSTRUCTIONS = ("avx512", "avx2", "generic")  # by the number that cpu.c gives them, the best first
-NO_MEMORY, BAD_LENGTH, BAD_ID = 1, 2, 3  # what the kernels return, as cpu.h has it
+NONLINEARITIES = ("tanh", "relu", "linear")  # in the order of cpu.h
+INSTRUCTIONS = ("avx512", "avx2", "generic")  # in the order of cpu.c, the fastest first
+NO_MEMORY, BAD_LENGTH, BAD_ID = 1, 2, 3  # what the kernels return, see cpu.h
 SIZES = ("B", "T", "H", "nonlinearity", "threads")
 ARRAYS = (
     "lengths", "ids", "xw", "columns", "bh", "Whh", "h0", "h", "hT", "dh", "dhT", "dxw", "dcolumns",
     "dbh", "dWhh", "dh0",
 )  # fmt: skip
-_KEPT = threading.local()  # each thread's scratch memory
+_SCRATCH = threading.local()
 
 
 class Recurrence(ctypes.Structure):
-    """struct Recurrence of cpu.h."""
+    """The struct Recurrence of cpu.h."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in SIZES]
@@ -44,28 +44,28 @@ class Recurrence(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, and one warning, where they were not built or cannot be loaded."""
+    """Returns the compiled kernels; logs a warning and returns None if they are missing or unusable."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_cpu{suffix}")
         if path.exists():
             try:
                 kernels = ctypes.CDLL(str(path))
             except OSError as error:
-                log.warning("the fused CPU backend cannot be loaded (%s); bptt serves", error)
+                log.warning("the fused CPU backend cannot be loaded (%s); using bptt instead", error)
                 return None
             if kernels.torch_rnn_size() != ctypes.sizeof(Recurrence):
                 log.warning(
-                    "the fused CPU backend is of another version: pip install torch_rnn anew; bptt serves"
+                    "the fused CPU backend is of another version; install torch_rnn again; using bptt now"
                 )
                 return None
             _share_threads(kernels)
             return kernels
-    log.warning("the fused CPU backend was not built (it needs a C compiler); bptt serves")
+    log.warning("the fused CPU backend was not built, which needs a C compiler; using bptt instead")
     return None
 
 
 def _share_threads(kernels: ctypes.CDLL) -> None:
-    """Gives the kernels the threads of the OpenMP runtime that PyTorch has loaded, where it can be found."""
+    """Lets the kernels use the threads of PyTorch's OpenMP runtime, if it can be found."""
     maps = Path("/proc/self/maps")
     loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
     for path in sorted(path for path in loaded if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*\.so", path)):
@@ -76,7 +76,7 @@ def _share_threads(kernels: ctypes.CDLL) -> None:
 
 
 def instructions() -> int:
-    """Which of INSTRUCTIONS runs: the best that this processor has."""
+    """Returns the index in INSTRUCTIONS of the fastest instruction set that this processor has."""
     return library().torch_rnn_best()
 
 
@@ -89,7 +89,7 @@ def cpu(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
+    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
     if x.is_floating_point():
         return forward(project(x, Wxh, bh, lengths), None, None, None, Whh, h0, lengths, nonlinearity)
     return forward(None, x, Wxh.t(), bh, Whh, h0, lengths, nonlinearity)
@@ -106,10 +106,10 @@ def forward(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """(xw, Whh, h0) -> (h, hT); or ids, columns = Wxh^T (D, H) and bh in place of xw."""
+    """Returns h and hT, from either xw (B, T, H) or ids (B, T), columns = Wxh^T (D, H) and bh."""
     h, hT = _states(xw, ids, h0)
-    given = {"xw": xw, "ids": ids, "columns": columns, "bh": bh, "Whh": Whh, "h0": h0, "lengths": lengths}
-    _call("forward", given, {"h": h, "hT": hT}, nonlinearity, 0 if columns is None else len(columns))
+    inputs = {"xw": xw, "ids": ids, "columns": columns, "bh": bh, "Whh": Whh, "h0": h0, "lengths": lengths}
+    _call("forward", inputs, {"h": h, "hT": hT}, nonlinearity, 0 if columns is None else len(columns))
     return h, hT
 
 
@@ -125,12 +125,15 @@ def backward(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dxw, dWhh, dh0, dcolumns (D, H) and dbh; with ids dxw is empty, without them dcolumns and dbh are."""
-    made = _gradients(ids, D, h, Whh, h0)
-    given = {"dh": dh, "dhT": dhT, "ids": ids, "Whh": Whh, "h0": h0, "lengths": lengths, "h": h}
+    """Returns dxw, dWhh, dh0, dcolumns (D, H) and dbh.
+
+    With ids, dxw is empty; without ids, dcolumns and dbh are empty.
+    """
+    gradients = _gradients(ids, D, h, Whh, h0)
+    inputs = {"dh": dh, "dhT": dhT, "ids": ids, "Whh": Whh, "h0": h0, "lengths": lengths, "h": h}
     scratch = {} if ids is None else {"dxw": _scratch(h)}
-    _call("backward", given, made | scratch, nonlinearity, D)
-    return tuple(made.values())
+    _call("backward", inputs, gradients | scratch, nonlinearity, D)
+    return tuple(gradients.values())
 
 
 @forward.register_fake
@@ -161,11 +164,11 @@ def _gradients(ids: Tensor | None, D: int, h: Tensor, Whh: Tensor, h0: Tensor) -
 
 
 def _scratch(like: Tensor) -> Tensor:
-    """Memory of that size and dtype, kept for the next call of this thread: new pages are slow to get."""
-    kept = getattr(_KEPT, "memory", None)
-    if kept is None or kept.dtype != like.dtype or kept.numel() < like.numel():
-        kept = _KEPT.memory = like.new_empty(like.numel())
-    return kept
+    """Returns memory of like's size and dtype, which this thread reuses because new memory pages are slow."""
+    memory = getattr(_SCRATCH, "memory", None)
+    if memory is None or memory.dtype != like.dtype or memory.numel() < like.numel():
+        memory = _SCRATCH.memory = like.new_empty(like.numel())
+    return memory
 
 
 def _save(ctx, inputs, output):
@@ -177,36 +180,39 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, dh: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
     ids, Whh, h0, lengths, h = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a second derivative is wanted: the formula in differentiable operations
+    if torch.is_grad_enabled():  # with create_graph=True
         dhs = None if dh is None else dh.transpose(0, 1)
         dxw, dWhh, dh0 = derivatives(dhs, dhT, h.transpose(0, 1), Whh, h0, lengths, ctx.nonlinearity)
         dxw = dxw.transpose(0, 1)
-        of_ids = None if ids is None else (add_at_ids(dxw, ids, lengths, ctx.D), dxw.sum(dim=(0, 1)))
+        if ids is not None:
+            dcolumns, dbh = add_at_ids(dxw, ids, lengths, ctx.D), dxw.sum(dim=(0, 1))
     else:
-        found = backward(dh, dhT, ids, ctx.D, h, Whh, h0, lengths, ctx.nonlinearity)
-        dxw, dWhh, dh0, *of_ids = found
+        gradients = backward(dh, dhT, ids, ctx.D, h, Whh, h0, lengths, ctx.nonlinearity)
+        dxw, dWhh, dh0, dcolumns, dbh = gradients
     if ids is None:
         return dxw, None, None, None, dWhh, dh0, None, None
-    return None, None, *of_ids, dWhh, dh0, None, None
+    return None, None, dcolumns, dbh, dWhh, dh0, None, None
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _call(name: str, given: dict[str, Tensor | None], made: dict[str, Tensor], nonlinearity: str, D: int = 0):
-    """Runs a kernel on contiguous arrays; ctypes lets other Python threads run meanwhile."""
-    h = (given | made)["h"]
-    # Named, so that a copy that `contiguous` makes lives until the kernel is done.
-    arrays = {key: value.contiguous() for key, value in given.items() if value is not None} | made
-    problem = Recurrence(
+def _call(
+    name: str, inputs: dict[str, Tensor | None], outputs: dict[str, Tensor], nonlinearity: str, D: int
+) -> None:
+    """Runs a kernel, which writes to the outputs. ctypes releases the GIL during the call."""
+    h = (inputs | outputs)["h"]
+    # This variable keeps the copies that `contiguous` may make alive until the kernel is done.
+    arrays = {key: value.contiguous() for key, value in inputs.items() if value is not None} | outputs
+    arguments = Recurrence(
         *h.shape, NONLINEARITIES.index(nonlinearity), torch.get_num_threads(),
         **{key: value.data_ptr() for key, value in arrays.items()}, D=D,
     )  # fmt: skip
     real = "float" if h.dtype == torch.float32 else "double"
     kernel = getattr(library(), f"torch_rnn_{name}_{real}")
-    status = kernel(ctypes.byref(problem), instructions())
+    status = kernel(ctypes.byref(arguments), instructions())
     if status == NO_MEMORY:
-        raise MemoryError(f"the {name} pass of {tuple(h.shape)} states found no memory")
+        raise MemoryError(f"out of memory in the {name} pass of {tuple(h.shape)} states")
     if status == BAD_LENGTH:
         raise ValueError(f"lengths are not all in 0..{h.shape[1]}, the steps of x")
     if status == BAD_ID:

@@ -1,30 +1,29 @@
 /* The kernels of cpu.c for one REAL (float or double) and one instruction set.
  *
- * LANES numbers are one vector; VECTORS of them are BLOCK columns of a matrix; a tile is ROWS sequences. The
- * innermost loop holds a (ROWS, BLOCK) product in registers. Inside, a state is padded to P columns, and the
- * padding is zero.
+ * A vector has LANES numbers, VECTORS vectors are BLOCK columns of a matrix, and a tile has ROWS sequences. The
+ * innermost loop keeps a (ROWS, BLOCK) product in registers. In buffers, states are padded to P columns with zeros.
  */
 
 #define LANES ((int64_t)(BYTES / sizeof(REAL)))
 #define BLOCK (VECTORS * LANES)
 #define IS_FLOAT (sizeof(REAL) == 4)
-#define STRIDE (P + LANES) /* between rows in a buffer: were it a power of two, they would share a few cache sets */
+#define STRIDE (P + LANES) /* from row to row of a buffer; with a power of two, all rows would share a few cache sets */
 
 typedef REAL NAME(V) __attribute__((vector_size(BYTES)));
-typedef REAL NAME(U) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)))); /* anywhere in memory */
+typedef REAL NAME(U) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)))); /* for unaligned addresses */
 #define V NAME(V)
 #define U NAME(U)
 
-/* H rounded up to a multiple of BLOCK and of ROWS. */
+/* Rounds H up to a multiple of BLOCK and of ROWS. */
 static inline int64_t NAME(padded)(int64_t H) {
     const int64_t multiple = BLOCK > ROWS ? BLOCK : ROWS;
     return (H + multiple - 1) / multiple * multiple;
 }
 
-/* tanh of every lane, to 3 units in the last place.
- * float: x p(x^2) / q(x^2), a minimax fit of relative error 2.2e-8 on |x| <= 9.02, where tanh is 1 in float.
+/* Computes tanh to 3 units in the last place.
+ * float: x p(x^2) / q(x^2), a minimax fit with relative error 2.2e-8 on |x| <= 9.02; beyond, tanh is 1 in float.
  * double: Lambert's continued fraction x/(1 + x^2/(3 + x^2/(5 + ...))) at x/8, then three times
- * tanh(2x) = 2 tanh(x) / (1 + tanh(x)^2). Both have positive terms only, and so lose nothing to cancellation. */
+ * tanh(2x) = 2 tanh(x) / (1 + tanh(x)^2). All terms are positive, so that nothing cancels. */
 static inline V NAME(tanh)(V x) {
     const V zero = x * 0, one = zero + 1;
     if (IS_FLOAT) {
@@ -40,7 +39,7 @@ static inline V NAME(tanh)(V x) {
         q = q * u + (REAL)0.467134012286;
         q = q * u + one;
         V r = NAME(rcp)(q);
-        r = r * (2 - q * r); /* Newton's step doubles the bits */
+        r = r * (2 - q * r); /* a Newton step doubles the correct bits */
         return NAME(max)(NAME(min)(x * p * r, one), -one);
     }
     const V limit = zero + 20;
@@ -59,14 +58,14 @@ static inline V NAME(apply)(V a, int64_t nonlinearity) {
     return a;
 }
 
-/* f'(a) as a function of h = f(a). */
+/* Returns f'(a) as a function of h = f(a). */
 static inline V NAME(derivative)(V h, int64_t nonlinearity) {
     const V zero = h * 0, one = zero + 1;
     if (nonlinearity == TANH) return one - h * h;
     return nonlinearity == RELU ? SELECT(h > zero, one, zero) : one;
 }
 
-/* acc (ROWS, BLOCK) += in (ROWS, K) panel (K, BLOCK); in has `stride` numbers a row. */
+/* acc (ROWS, BLOCK) += in (ROWS, K) panel (K, BLOCK). Rows of in are `stride` numbers apart. */
 static inline void NAME(multiply)(V acc[ROWS][VECTORS], const REAL *in, int64_t stride, const REAL *panel, int64_t K) {
     V sum[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -86,7 +85,7 @@ static inline void NAME(multiply)(V acc[ROWS][VECTORS], const REAL *in, int64_t 
         for (int v = 0; v < VECTORS; v++) acc[i][v] = sum[i][v];
 }
 
-/* out[j/BLOCK][k][j%BLOCK] = W[k][j], or W[j][k] if transposed: column panels, each read from end to end. */
+/* out[j/BLOCK][k][j%BLOCK] = W[k][j], or W[j][k] if transposed, so that `multiply` reads memory in order. */
 static void NAME(pack)(REAL *out, const REAL *W, int64_t H, int transposed) {
     const int64_t P = NAME(padded)(H);
     memset(out, 0, (size_t)(P * H) * sizeof(REAL));
@@ -95,7 +94,7 @@ static void NAME(pack)(REAL *out, const REAL *W, int64_t H, int transposed) {
             out[j / BLOCK * BLOCK * H + k * BLOCK + j % BLOCK] = transposed ? W[j * H + k] : W[k * H + j];
 }
 
-/* y[:n] = a + b, or a where b is NULL. */
+/* y[:n] = a + b, or a if b is NULL. */
 static inline void NAME(add)(REAL *y, const REAL *a, const REAL *b, int64_t n) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) *(U *)(y + j) = b ? *(const U *)(a + j) + *(const U *)(b + j) : *(const U *)(a + j);
@@ -106,22 +105,22 @@ static inline void NAME(prefetch)(const REAL *a, int64_t n) {
     for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(a + j);
 }
 
-/* One tile through all its steps, forward. buffer: 4 (ROWS, STRIDE). */
+/* Computes all steps of a tile forward. buffer has 4 parts of (ROWS, STRIDE). */
 static void NAME(forward_tile)(Call *call, int64_t tile, REAL *buffer) {
     const Recurrence *r = call->r;
     const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
     REAL *now = buffer, *next = buffer + ROWS * STRIDE, *x = buffer + 2 * ROWS * STRIDE, *h = r->h;
-    REAL *bias = buffer + 3 * ROWS * STRIDE; /* (P,): bh, or zeros where it is in xw already */
+    REAL *bias = buffer + 3 * ROWS * STRIDE; /* (P,): bh, or zeros if xw already includes it */
     memset(buffer, 0, (size_t)(4 * ROWS * STRIDE) * sizeof(REAL));
     if (r->ids) NAME(add)(bias, r->bh, NULL, H);
     for (int64_t i = 0; i < n; i++) memcpy(now + i * STRIDE, (const REAL *)r->h0 + row[i] * H, (size_t)H * sizeof(REAL));
 
     const int64_t longest = length_of(r, row[0]);
-    int64_t live = n; /* rows come with the longest first, so those that go on are the first ones */
+    int64_t live = n; /* rows that have not ended; they come first, because rows are sorted longest first */
     for (int64_t t = 0; t < longest; t++) {
         while (length_of(r, row[live - 1]) <= t) live--;
-        const REAL *input[ROWS]; /* each row's own place, or where it has no padding, a copy that has */
+        const REAL *input[ROWS]; /* the input of each row; a padded copy unless H == P */
         for (int64_t i = 0; i < ROWS; i++) input[i] = x + i * STRIDE;
         for (int64_t i = 0; i < live; i++) {
             const int64_t step = row[i] * T + t;
@@ -160,8 +159,8 @@ static void NAME(forward_tile)(Call *call, int64_t tile, REAL *buffer) {
     }
 }
 
-/* dW (P, P) += da^T h over a chunk of `pairs` rows of da and h, summed by themselves first: of two short sums
- * fewer bits are lost than of one long one. */
+/* dW (P, P) += da^T h for a chunk of `pairs` rows of da and h. The chunk is summed separately first, because one
+ * long sum would lose more precision than several short ones. */
 static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pairs, int64_t H, int64_t P) {
     for (int64_t k = 0; k < P; k += BLOCK)
         for (int64_t j = 0; j < H; j += ROWS) {
@@ -179,13 +178,13 @@ static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pai
         }
 }
 
-/* How many steps of a tile are gathered before `add_outer`: as many as stay in the cache. */
+/* Returns how many steps of a tile are collected before `add_outer`: as many as fit into the cache. */
 static inline int64_t NAME(chunk)(int64_t P) {
     const int64_t steps = (1 << 17) / (2 * ROWS * P * (int64_t)sizeof(REAL));
     return steps < 2 ? 2 : steps > 32 ? 32 : steps;
 }
 
-/* One tile through all its steps, backward. buffer: 3 (ROWS, STRIDE), then two chunks of them. */
+/* Computes all steps of a tile backward. buffer has 3 parts of (ROWS, STRIDE), then two chunks of such parts. */
 static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *buffer) {
     const Recurrence *r = call->r;
     const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H), steps = NAME(chunk)(P), size = ROWS * STRIDE;
@@ -197,7 +196,7 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
     REAL *table = thread ? (REAL *)call->tables + (thread - 1) * r->D * H : r->dcolumns;
     memset(buffer, 0, (size_t)((3 + 2 * steps) * size) * sizeof(REAL));
 
-    /* Past its length a row passes dh on unchanged; there dxw is zero, and with ids it is not read. */
+    /* Past its length, a row passes dh on unchanged, and dxw is zero (with ids, it is not read there). */
     for (int64_t i = 0; i < n; i++) {
         const int64_t length = length_of(r, row[i]);
         REAL *carried = carry + i * STRIDE;
@@ -206,7 +205,7 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
         if (!r->ids) memset(dxw + (row[i] * T + length) * H, 0, (size_t)((T - length) * H) * sizeof(REAL));
     }
 
-    int64_t live = 0, held = 0; /* live: how many rows have reached their last step; held: steps in the chunk */
+    int64_t live = 0, held = 0; /* live: rows that have reached their last step; held: steps in the chunk */
     for (int64_t t = length_of(r, row[0]) - 1; t >= 0; t--) {
         for (; live < n && length_of(r, row[live]) > t; live++)
             NAME(add)(state + live * STRIDE, h + (row[live] * T + t) * H, NULL, H);
@@ -217,7 +216,7 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
             if (dh) NAME(add)(carry + i * STRIDE, carry + i * STRIDE, dh + step * H, H);
         }
         for (int64_t j = 0; j < P; j += LANES) {
-            V sum = {0}; /* of the step's rows first, then of the chunk's steps, then of the chunks */
+            V sum = {0}; /* over the rows of a step; then over the steps of a chunk, then over chunks */
             for (int64_t i = 0; i < live; i++) {
                 const V derivative = NAME(derivative)(*(V *)(state + i * STRIDE + j), r->nonlinearity);
                 sum += *(V *)(da + i * STRIDE + j) = derivative * *(V *)(carry + i * STRIDE + j);
@@ -234,7 +233,7 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
                 NAME(add)(dxw + step * H, da + i * STRIDE, NULL, H);
             }
         }
-        state = before; /* h[t-1]; a row that is not live yet has da = 0 in every chunk, and so adds nothing */
+        state = before; /* h[t-1]; rows that are not live yet have da = 0 and so add nothing */
         for (int64_t j = 0; j < P; j += BLOCK) {
             V acc[ROWS][VECTORS];
             memset(acc, 0, sizeof acc);
@@ -252,7 +251,7 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
     for (int64_t i = 0; i < n; i++) NAME(add)((REAL *)r->dh0 + row[i] * H, carry + i * STRIDE, NULL, H);
 }
 
-/* This thread's share of the columns of dWxh: the sum of the threads' tables, or of the rows of dxw. */
+/* Sums this thread's share of the columns of dWxh, from the threads' tables or from the rows of dxw. */
 static void NAME(sum_columns)(Call *call, int64_t thread) {
     const Recurrence *r = call->r;
     const int64_t H = r->H, first = r->D * thread / r->threads, end = r->D * (thread + 1) / r->threads;
@@ -291,7 +290,7 @@ static void NAME(backward_work)(Call *call, int64_t thread) {
     free(buffer);
 }
 
-/* y[j] = the sum of rows[i][j] over i, in the order of i. */
+/* y[j] = sum of rows[i][j] over i, in the order of i. */
 static void NAME(reduce)(REAL *y, const REAL *rows, int64_t n, int64_t stride, int64_t columns) {
     NAME(add)(y, rows, NULL, columns);
     for (int64_t i = 1; i < n; i++) NAME(add)(y, y, rows + i * stride, columns);
@@ -305,7 +304,7 @@ static int NAME(run)(const Recurrence *given, int backward) {
     const int64_t most = call.tiles < MAX_THREADS ? call.tiles : MAX_THREADS;
     r.threads = r.threads < 1 ? 1 : r.threads > most && !(backward && r.ids) ? (most ? most : 1) : r.threads;
     if (r.threads > MAX_THREADS) r.threads = MAX_THREADS;
-    /* A table is made, filled with zeros and added up; rows of dxw are written and read. The lesser is done. */
+    /* Tables are zeroed, filled and added up; otherwise rows of dxw are written and read. Takes the cheaper way. */
     const int64_t others = (r.threads - 1) * r.D;
     if (backward && r.ids && 3 * others <= 2 * r.B * r.T) call.tables = calloc((size_t)(others * r.H) + 1, sizeof(REAL));
     const int64_t sums = backward ? r.threads * (P * P + P) : 0;

@@ -1,4 +1,4 @@
-"""The definition: the hand-unrolled loop, its gradient by autograd.
+"""The PyTorch loop that defines the operation. Its gradient comes from autograd.
 
 h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
 """
@@ -19,11 +19,11 @@ def eager(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
+    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
     f = NONLINEARITIES[nonlinearity].function
     xw = project(x, Wxh, bh, lengths)  # (B, T, H)
     h, hs = h0, []
-    # unbind, not xw[:, t]: the gradient of T slices would be T buffers of the whole xw.
+    # unbind instead of xw[:, t]: the gradients of T slices would be T tensors as large as xw.
     for t, xw_t in enumerate(xw.unbind(1)):  # xw_t (B, H)
         h_next = f(xw_t + h @ Whh.t())
         h = h_next if lengths is None else torch.where((t < lengths)[:, None], h_next, h)

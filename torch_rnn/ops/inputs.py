@@ -1,4 +1,4 @@
-"""The part of the recurrence that is parallel in time: xw[t] = Wxh x[t] + bh for all t at once."""
+"""The part of the recurrence that needs no loop: xw[t] = Wxh x[t] + bh for all t at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TRUSTED = ContextVar("values have been looked at", default=False)
+_TRUSTED = ContextVar("trusted", default=False)
 
 
 def real_steps(lengths: Tensor, T: int) -> Tensor:
-    """A (B, T) mask: True where t < lengths[b]. Example: lengths [1, 2], T = 2 gives [[1, 0], [1, 1]]."""
+    """Returns the (B, T) mask t < lengths[b]. Example: lengths [1, 2] and T = 2 give [[1, 0], [1, 1]]."""
     return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 
 def readable(value: Tensor) -> bool:
-    """Whether values are to be looked at: on a GPU the host would wait, under a transform there are none."""
+    """Returns whether to check a tensor's values. On a GPU the host would wait; transforms have no values."""
     return (
         value.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -28,7 +28,7 @@ def readable(value: Tensor) -> bool:
 
 @contextmanager
 def trusted() -> Iterator[None]:
-    """Within, ids, lengths and labels are not looked at; for a caller that has seen all of them before."""
+    """Skips the checks of values in this context, for a caller that has already checked them."""
     token = _TRUSTED.set(True)
     try:
         yield
@@ -37,17 +37,17 @@ def trusted() -> Iterator[None]:
 
 
 def add_at_ids(dxw: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tensor:
-    """The gradient of the look-up, as columns (D, H): dxw (B, T, H) summed by id, padded steps left out."""
+    """Returns the gradient of the look-up, (D, H): the sum of dxw (B, T, H) for each id, without padding."""
     if lengths is not None:
-        ids = ids.masked_fill(~real_steps(lengths, ids.shape[1]), 0)  # where dxw is zero
+        ids = ids.masked_fill(~real_steps(lengths, ids.shape[1]), 0)  # dxw is zero there
     return dxw.new_zeros(D, dxw.shape[2]).index_add(0, ids.flatten(), dxw.flatten(0, 1))
 
 
 def project(x: Tensor, Wxh: Tensor, bh: Tensor, lengths: Tensor | None) -> Tensor:
-    """xw (B, T, H) for floats x (B, T, D) or ids x (B, T).
+    """Returns xw (B, T, H) for floats x (B, T, D) or ids x (B, T).
 
-    Padded steps are overwritten with zeros first: whatever stands there, NaN or an id that does not exist,
-    reaches neither xw nor a gradient. The result is stored time first, so that each step is one block.
+    Replaces the padding of x with zeros first, so that NaN or invalid ids there reach neither xw nor a
+    gradient. In memory, time comes first, so that each step is one block.
     """
     if lengths is not None:
         padded = ~real_steps(lengths, x.shape[1])

@@ -1,6 +1,9 @@
-"""The functions that may stand where the equation has tanh, each with its derivative.
+"""The nonlinearities that can replace tanh in the equation, each with its derivative.
 
-The derivative is written in terms of the output h = f(a), so that a is never kept.
+To add one, add it to NONLINEARITIES: "eager", "bptt" and torch.export read this table, and "auto" uses "bptt"
+where the fused backend does not have it. To add it to the fused backend "cpu", extend NONLINEARITIES in
+cpu.py, the enum in cpu.h, and `apply` and `derivative` in cpu_kernel.h. To add it to "triton", extend
+NONLINEARITIES in triton_backend.py, and `apply` and `derivative` in triton_kernels.py.
 """
 
 from collections.abc import Callable
@@ -11,9 +14,10 @@ from torch import Tensor
 
 
 class Nonlinearity(NamedTuple):
+    """A function f of a, and its derivative f'(a) as a function of h = f(a), so that a need not be stored."""
+
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    """of the output: f'(a) as a function of h = f(a)."""
 
 
 NONLINEARITIES = {

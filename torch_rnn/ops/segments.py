@@ -1,4 +1,4 @@
-"""A long recurrence in segments of time: the backward pass keeps their ends alone (Chen et al., 2016)."""
+"""Runs the recurrence in segments of time and stores only their last states (Chen et al., 2016)."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ def in_segments(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """h (B, T, H) and hT (B, H), as `run`, a backend, gives them; about sqrt(T) segments of sqrt(T) steps."""
+    """Returns what the backend `run` returns. The backward pass recomputes about sqrt(T) states at a time."""
     T = x.shape[1]
     size = math.isqrt(max(T - 1, 0)) + 1
     hs, h = [], h0
     for start in range(0, T, size):
-        part = x[:, start : start + size]
-        left = None if lengths is None else (lengths - start).clamp(0, part.shape[1])
-        arguments = (part, Wxh, bh, Whh, h, left, nonlinearity)
+        segment = x[:, start : start + size]
+        rest = None if lengths is None else (lengths - start).clamp(0, segment.shape[1])
+        arguments = (segment, Wxh, bh, Whh, h, rest, nonlinearity)
         states, h = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
         hs.append(states)
     return torch.cat(hs, dim=1) if hs else h0.new_empty(len(h0), 0, h0.shape[1]), h

@@ -1,14 +1,14 @@
-"""The fused loops for the GPU, written in Triton: triton_kernels.py. The backend's name is "triton".
+"""The fused loop for the GPU: the backend "triton", which launches the kernels of triton_kernels.py.
 
     h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
 
-Where Whh fits into the memory of one multiprocessor, one program takes a sequence through all its steps.
-Where it does not, triton_steps.py goes step by step.
+If Whh fits into the memory of one multiprocessor, one program computes all steps of a sequence. Otherwise,
+triton_steps.py launches one kernel for each step.
 
-The products with Whh are exact float32 ("ieee"), or their factors are rounded to bfloat16 and summed in
-float32 ("bf16"). That is chosen with PyTorch's own switches, torch.autocast with bfloat16 or
-torch.set_float32_matmul_precision("medium"), and holds for forward and backward alike. States stay float32.
-Where PyTorch multiplies (xw, dWhh, and step by step), its TF32 is used if it was allowed ("high"), else not.
+The products with Whh are exact float32 ("ieee"), or their factors are rounded to bfloat16 and their sums are
+float32 ("bf16"). PyTorch's own settings select "bf16": torch.autocast with bfloat16, or
+torch.set_float32_matmul_precision("medium"). The backward pass uses the precision of the forward pass. States
+stay float32. The products that PyTorch computes (xw, dWhh, and step by step) use TF32 if "high" allows it.
 """
 
 import logging
@@ -25,14 +25,15 @@ from torch_rnn.ops.inputs import add_at_ids, project, real_steps
 from torch_rnn.ops.triton_steps import back_step_by_step, kernels, step_by_step
 
 log = logging.getLogger(__name__)
-_PROVEN: dict[torch.device, bool] = {}
+_AGREES: dict[torch.device, bool] = {}
+NONLINEARITIES = ("tanh", "relu", "linear")  # those of `apply` in triton_kernels.py
 RESERVE = 24 * 1024
-"""Bytes of a multiprocessor's shared memory that a program needs beside Whh."""
+"""Bytes of shared memory that a program needs in addition to Whh."""
 
 
 @cache
 def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, on tensors of the CPU (TRITON_INTERPRET=1)."""
+    """Returns whether the kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
     if kernels() is None:
         return False
     from triton.runtime.interpreter import InterpretedFunction
@@ -41,7 +42,7 @@ def interpreted() -> bool:
 
 
 def runs_on(device: torch.device | str) -> bool:
-    """Whether the kernels can run there: a GPU of compute capability 8.0 or above, or the interpreter."""
+    """Returns whether the kernels run on a device: compute capability 8.0 or above, or the interpreter."""
     if kernels() is None:
         return False
     if torch.device(device).type == "cpu":
@@ -50,26 +51,26 @@ def runs_on(device: torch.device | str) -> bool:
     return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def proven(device: torch.device) -> bool:
-    """Whether on this GPU the kernels agree with eager; tried once, before "auto" takes them.
+def agrees_with_eager(device: torch.device) -> bool:
+    """Returns whether the kernels run on this GPU and agree with eager, which "auto" requires.
 
-    Where they do not, or cannot be compiled, one warning says so.
+    Tests this once for each device, and logs a warning if the kernels fail to compile or disagree.
     """
-    if not runs_on(device) or (device not in _PROVEN and capturing(device)):
+    if not runs_on(device) or (device not in _AGREES and capturing(device)):
         return False
-    if device not in _PROVEN:
+    if device not in _AGREES:
         try:
             problem = _difference(device)
-        except Exception as error:  # whatever a compiler or driver may say: another backend serves
+        except Exception as error:  # compilers and drivers can raise anything; bptt still works
             problem = str(error)
         if problem:
-            log.warning("the Triton kernels are not used on %s (%s); bptt serves", device, problem)
-        _PROVEN[device] = not problem
-    return _PROVEN[device]
+            log.warning("the Triton kernels are not used on %s (%s); using bptt instead", device, problem)
+        _AGREES[device] = not problem
+    return _AGREES[device]
 
 
 def _difference(device: torch.device) -> str:
-    """What differs from eager in a pass forward and back; nothing if all agrees to float32's rounding."""
+    """Returns what differs from eager in a forward and a backward pass; an empty string if nothing does."""
     B, T, D, H = 5, 9, 7, 40
     g = torch.Generator().manual_seed(0)
     ids, lengths = torch.randint(D, (B, T), generator=g).to(device), torch.tensor([9, 1, 0, 5, 9]).to(device)
@@ -77,21 +78,21 @@ def _difference(device: torch.device) -> str:
     allowed = {"highest": 1e-5, "high": 5e-3, "medium": 5e-2}[matmul_precision()]
     if precision(torch.float32, device) == "bf16":
         allowed = 5e-2
-    found = []
+    results = []
     with torch.inference_mode(False), torch.enable_grad():
         for run, dtype in ((triton_backend, torch.float32), (eager, torch.float64)):
-            given = [weight.to(device, dtype).requires_grad_() for weight in weights]
-            h, hT = run(ids, *given, lengths, "tanh")
-            found.append([h, hT, *torch.autograd.grad(h.sum() + hT.sum(), given)])
-    for name, got, want in zip(("h", "hT", "dWxh", "dbh", "dWhh", "dh0"), *found, strict=True):
+            inputs = [weight.to(device, dtype).requires_grad_() for weight in weights]
+            h, hT = run(ids, *inputs, lengths, "tanh")
+            results.append([h, hT, *torch.autograd.grad(h.sum() + hT.sum(), inputs)])
+    for name, got, want in zip(("h", "hT", "dWxh", "dbh", "dWhh", "dh0"), *results, strict=True):
         error = float((got.detach() - want.detach()).abs().max() / want.detach().abs().max())
-        if not error <= allowed:  # NaN is not
+        if not error <= allowed:  # also true for NaN
             return f"{name} differs from eager by {error:.1e} of its largest entry"
     return ""
 
 
 def matmul_precision() -> str:
-    """torch.get_float32_matmul_precision(), which raises where PyTorch's newer switches were used."""
+    """Returns torch.get_float32_matmul_precision(), which raises if PyTorch's newer settings were used."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -99,14 +100,14 @@ def matmul_precision() -> str:
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> str:
-    """What PyTorch's switches ask for at this moment, "ieee" or "bf16"; float64 is always exact."""
-    asked = matmul_precision() == "medium"
+    """Returns "ieee" or "bf16", as PyTorch's settings ask for now. float64 is always "ieee"."""
+    bf16 = matmul_precision() == "medium"
     if torch.is_autocast_enabled(device.type):
-        asked |= torch.get_autocast_dtype(device.type) is torch.bfloat16
-    return "bf16" if asked and dtype is torch.float32 else "ieee"
+        bf16 |= torch.get_autocast_dtype(device.type) is torch.bfloat16
+    return "bf16" if bf16 and dtype is torch.float32 else "ieee"
 
 
-precision._dynamo_marked_constant = True  # compiled code keeps the switches of its compilation
+precision._dynamo_marked_constant = True  # compiled code keeps the settings of its compilation
 
 
 def triton_backend(
@@ -118,7 +119,7 @@ def triton_backend(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """h (B, T, H) and hT (B, H); the arguments are those of `recurrence`, already checked."""
+    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
     chosen = precision(Wxh.dtype, x.device)
     with torch.autocast(x.device.type, enabled=False):
         if x.is_floating_point():
@@ -129,19 +130,19 @@ def triton_backend(
     return hs.transpose(0, 1), hT
 
 
-def _where_its_tensors_are(function):
-    """Triton launches on the current device, which need not be that of the tensors."""
+def _on_device_of_tensors(function):
+    """Makes the tensors' device the current one, because Triton launches on the current device."""
 
     @wraps(function)
-    def guarded(*args):
+    def wrapper(*args):
         with on_device(next(arg.device for arg in args if isinstance(arg, Tensor))):
             return function(*args)
 
-    return guarded
+    return wrapper
 
 
 @torch.library.custom_op("torch_rnn::triton_forward", mutates_args=())
-@_where_its_tensors_are
+@_on_device_of_tensors
 def forward(
     xw: Tensor | None,
     ids: Tensor | None,
@@ -153,8 +154,8 @@ def forward(
     nonlinearity: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """(xw, Whh, h0) -> (hs, hT), time first; or ids (B, T), columns = Wxh^T (D, H) and bh in place of xw."""
-    xw, ids, columns, bh, Whh, h0, lengths = _dense(xw, ids, columns, bh, Whh, h0, lengths)
+    """Returns hs (T, B, H) and hT, from either xw (T, B, H) or ids (B, T), columns = Wxh^T (D, H) and bh."""
+    xw, ids, columns, bh, Whh, h0, lengths = _contiguous(xw, ids, columns, bh, Whh, h0, lengths)
     hs, hT = _states(xw, ids, h0)
     T, B, H = hs.shape
     if B == 0:
@@ -175,7 +176,7 @@ def forward(
 
 
 @torch.library.custom_op("torch_rnn::triton_backward", mutates_args=())
-@_where_its_tensors_are
+@_on_device_of_tensors
 def backward(
     dhs: Tensor | None,
     dhT: Tensor | None,
@@ -186,8 +187,8 @@ def backward(
     nonlinearity: str,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dxw (T, B, H), dWhh and dh0."""
-    dhs, dhT, hs, Whh, h0, lengths = _dense(dhs, dhT, hs, Whh, h0, lengths)
+    """Returns dxw (T, B, H), dWhh and dh0. A gradient that is None stands for zeros."""
+    dhs, dhT, hs, Whh, h0, lengths = _contiguous(dhs, dhT, hs, Whh, h0, lengths)
     das, dWhh, dh0 = _gradients(hs, Whh, h0)
     T, B, H = hs.shape
     if B == 0:
@@ -205,14 +206,14 @@ def backward(
 
 
 @torch.library.custom_op("torch_rnn::triton_sum_by_id", mutates_args=())
-@_where_its_tensors_are
+@_on_device_of_tensors
 def sum_by_id(das: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tensor:
-    """The columns (D, H) of dWxh: das (T, B, H) summed by ids (B, T), padded steps left out."""
+    """Returns dWxh^T (D, H): the sum of das (T, B, H) for each id of ids (B, T), without padding."""
     T, _, H = das.shape
     dcolumns = das.new_empty(D, H)
     ids = ids.clamp(0, D - 1)
     if lengths is not None:
-        ids = ids.masked_fill(~real_steps(lengths, T), D)  # beyond the last column
+        ids = ids.masked_fill(~real_steps(lengths, T), D)  # D is past the last column, so it is not summed
     ids, order = torch.sort(ids.t().flatten(), stable=True)
     starts = torch.searchsorted(ids, torch.arange(D + 1, device=ids.device))
     P = _padded(H)
@@ -257,7 +258,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor | None, ...]:
     ids, Whh, h0, lengths, hs = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a second derivative is wanted: the formula in differentiable operations
+    if torch.is_grad_enabled():  # with create_graph=True
         dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity)
         if ids is None:
             return dxw, None, None, None, dWhh, dh0, None, None, None
@@ -274,31 +275,34 @@ def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor 
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _padded(H: int) -> int:
-    """A power of two, which Triton's blocks are, and at least 16, as its products want."""
+    """Returns H rounded up to a power of two and at least 16, as Triton's matrix products need."""
     return max(16, 1 << (H - 1).bit_length())
 
 
 def _fits(Whh: Tensor, precision: str) -> bool:
-    """Whether one multiprocessor can hold Whh as a program does."""
+    """Returns whether Whh fits into the shared memory of one multiprocessor."""
     size = 2 if precision == "bf16" else Whh.element_size()
     return _padded(len(Whh)) ** 2 * size + RESERVE <= _shared_memory(Whh.device)
 
 
 @cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program can have; in the interpreter what an H100 gives."""
+    """Returns the bytes of shared memory that a program can use; for the interpreter, those of an H100."""
     if device.type == "cpu":
         return 227 * 1024
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _launch(B: int, H: int, precision: str) -> tuple[tuple[int], dict[str, int | str]]:
-    """The grid, and what a program is: one sequence, or with "bf16" the 16 that a tensor core takes."""
+    """Returns the launch grid and the kernel's constants.
+
+    A program computes one sequence; with "bf16" 16, the number of rows that a tensor core multiplies.
+    """
     P = _padded(H)
     rows, warps = (16, 8 if P > 64 else 4) if precision == "bf16" else (1, {16: 1, 32: 1, 64: 4}.get(P, 8))
     if precision == "bf16" and interpreted():

@@ -1,10 +1,11 @@
 """The kernels of the backend "triton": h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh).
 
-A program takes ROWS sequences through all their steps and holds Whh for all of them, so that nothing waits
-for another program. Time comes first: h is (T, B, H). P is H rounded up to a power of two; a state is padded
-to P with zeros. What a step reads is asked for two steps before, since memory is slower than a step.
+A program computes all steps of ROWS sequences and keeps Whh, so that it never waits for another program. Time
+comes first: h is (T, B, H). P is H rounded up to a power of two; states are padded to P with zeros. Memory is
+slower than a step, so the inputs of a step are loaded two steps ahead.
 
-ids and lengths are clamped to what exists: no value leads out of memory, and the host never has to look.
+ids and lengths are clamped to valid values, so that kernels never access memory out of bounds and the host
+need not check them.
 """
 
 import triton
@@ -13,14 +14,14 @@ import triton.language as tl
 
 @triton.jit
 def clamp(x, low, high):
-    """x between low and high; NaN stays NaN, which a GPU's own minimum would drop."""
+    """Returns x limited to low..high. NaN stays NaN, unlike with a GPU's own minimum."""
     x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def tanh(x):
-    """To 3 units in the last place, as in cpu_kernel.h, where the two formulas are explained."""
+    """Computes tanh to 3 units in the last place. cpu_kernel.h explains the two formulas."""
     if x.dtype == tl.float64:
         x = clamp(x, -20.0, 20.0) * 0.125
         u = x * x
@@ -56,7 +57,7 @@ def apply(a, NONLINEARITY: tl.constexpr):
 
 @triton.jit
 def derivative(h, NONLINEARITY: tl.constexpr):
-    """f'(a) as a function of h = f(a)."""
+    """Returns f'(a) as a function of h = f(a)."""
     if NONLINEARITY == "tanh":
         d = 1.0 - h * h
     elif NONLINEARITY == "relu":
@@ -68,14 +69,14 @@ def derivative(h, NONLINEARITY: tl.constexpr):
 
 @triton.jit
 def rounded(a):
-    """a with the 8 bits of a bfloat16, in float32 (Dekker, 1971): the interpreter cannot multiply those."""
+    """Rounds float32 to bfloat16's 8 bits (Dekker, 1971). Triton's interpreter cannot multiply bfloat16."""
     large = a * 65537.0
     return large - (large - a)
 
 
 @triton.jit
 def product(a, W, PRECISION: tl.constexpr):
-    """a (ROWS, P) times W (P, P), summed in a's dtype; with "bf16" the factors are rounded before."""
+    """Returns a (ROWS, P) times W (P, P), summed in a's dtype. With "bf16", the factors are rounded first."""
     if PRECISION == "bf16":
         y = tl.dot(a.to(tl.bfloat16), W)
     elif PRECISION == "bf16, interpreted":
@@ -86,8 +87,8 @@ def product(a, W, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def held(W, k, j, H: tl.constexpr, PRECISION: tl.constexpr):
-    """W[k, j], or zero in the padding, for all steps."""
+def load_matrix(W, k, j, H: tl.constexpr, PRECISION: tl.constexpr):
+    """Loads W[k, j], with zeros in the padding."""
     tile = tl.load(W, mask=(k < H) & (j < H), other=0.0)
     if PRECISION == "bf16":
         tile = tile.to(tl.bfloat16)
@@ -98,7 +99,7 @@ def held(W, k, j, H: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def clamped_lengths(lengths, row, B, T):
-    """How many steps each row takes; none where there is no such row."""
+    """Loads the number of steps of each row; 0 for rows past B."""
     if lengths is None:
         n = tl.full(row.shape, T, tl.int32)
     else:
@@ -109,23 +110,23 @@ def clamped_lengths(lengths, row, B, T):
 
 @triton.jit
 def read_ids(ids, row, t, n, T, D):
-    """The ids of step t, in 0..D-1."""
+    """Loads the ids of step t, clamped to 0..D-1."""
     if ids is None:
-        found = row
+        ids_t = row
     else:
-        found = tl.load(ids + row * T + t, mask=t < n, other=0)
-        found = tl.minimum(tl.maximum(found, 0), D - 1)
-    return found
+        ids_t = tl.load(ids + row * T + t, mask=t < n, other=0)
+        ids_t = tl.minimum(tl.maximum(ids_t, 0), D - 1)
+    return ids_t
 
 
 @triton.jit
-def read_input(xw, columns, found, row, t, n, B, j, H: tl.constexpr):
-    """xw[t], or where ids were found the columns of Wxh."""
+def read_input(xw, columns, ids_t, row, t, n, B, j, H: tl.constexpr):
+    """Loads xw[t]; with ids, the columns of Wxh."""
     mask = (t < n)[:, None] & (j < H)
     if columns is None:
         x = tl.load(xw + (t * B + row)[:, None] * H + j, mask=mask, other=0.0)
     else:
-        x = tl.load(columns + found[:, None] * H + j, mask=mask, other=0.0)
+        x = tl.load(columns + ids_t[:, None] * H + j, mask=mask, other=0.0)
     return x
 
 
@@ -140,17 +141,17 @@ def forward_kernel(
     n = clamped_lengths(lengths, row, B, T)
     steps = tl.max(n, 0)
 
-    W = held(WhhT + k * H + j, k, j, H, PRECISION)
+    W = load_matrix(WhhT + k * H + j, k, j, H, PRECISION)
     h = tl.load(h0 + row[:, None] * H + j, mask=inside, other=0.0)
     bias = tl.zeros([1, P], h.dtype)
     if bh is not None:
         bias += tl.load(bh + j, mask=j < H, other=0.0)
     x = read_input(xw, columns, read_ids(ids, row, 0, n, T, D), row, 0, n, B, j, H)
     x_next = read_input(xw, columns, read_ids(ids, row, 1, n, T, D), row, 1, n, B, j, H)
-    found = read_ids(ids, row, 2, n, T, D)
+    ids_after = read_ids(ids, row, 2, n, T, D)
     for t in range(steps):
-        x_after = read_input(xw, columns, found, row, t + 2, n, B, j, H)
-        found = read_ids(ids, row, t + 3, n, T, D)
+        x_after = read_input(xw, columns, ids_after, row, t + 2, n, B, j, H)
+        ids_after = read_ids(ids, row, t + 3, n, T, D)
         h_next = apply(product(h, W, PRECISION) + (x + bias), NONLINEARITY)
         h = tl.where((t < n)[:, None], h_next, h)
         tl.store(hs + (t * B + row)[:, None] * H + j, h, mask=inside)
@@ -170,10 +171,10 @@ def backward_kernel(
     inside = (row < B)[:, None] & (j < H)
     n = clamped_lengths(lengths, row, B, T)
     steps = tl.max(n, 0)
-    at = row[:, None] * H + j  # in (B, H), and in step 0 of (T, B, H)
-    step = tl.cast(B, tl.int64) * H  # from one step to the next
+    at = row[:, None] * H + j  # offsets in (B, H), and in step 0 of (T, B, H)
+    step = tl.cast(B, tl.int64) * H  # offset from one step to the next
 
-    W = held(Whh + k * H + j, k, j, H, PRECISION)
+    W = load_matrix(Whh + k * H + j, k, j, H, PRECISION)
     dh = tl.zeros([ROWS, P], hs.dtype.element_ty)
     if dhT is not None:
         dh += tl.load(dhT + at, mask=inside, other=0.0)
@@ -205,10 +206,9 @@ def backward_kernel(
 
 @triton.jit
 def sum_by_id_kernel(das, order, starts, dcolumns, H: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr):
-    """Program d adds up the rows of das (N, H) that belong to id d: order[starts[d] : starts[d + 1]].
+    """Program d sums the rows of das (N, H) that belong to id d: order[starts[d] : starts[d + 1]].
 
-    The order of the sum is that of the steps: the same at each call, which additions to one place from many
-    programs would not be.
+    The order of the sum is always that of the steps. Atomic additions would not be deterministic.
     """
     d = tl.program_id(0).to(tl.int64)
     j, i = tl.arange(0, P)[None, :], tl.arange(0, ROWS)
@@ -224,14 +224,14 @@ def sum_by_id_kernel(das, order, starts, dcolumns, H: tl.constexpr, P: tl.conste
 def step_forward_kernel(
     xw, Wh, h, lengths, h_next, t, N, H: tl.constexpr, SIZE: tl.constexpr, NONLINEARITY: tl.constexpr
 ):
-    """h_next = f(xw + Wh), or h where a row has ended before step t; all are (B, H), N numbers."""
+    """Computes h_next = f(xw + Wh), or h_next = h where a row has ended. All are (B, H), with N entries."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     n = tl.load(lengths + at // H, mask=at < N, other=0)
-    found = apply(
+    h_active = apply(
         tl.load(xw + at, mask=at < N, other=0.0) + tl.load(Wh + at, mask=at < N, other=0.0), NONLINEARITY
     )
     before = tl.load(h + at, mask=at < N, other=0.0)
-    tl.store(h_next + at, tl.where(t < n, found, before), mask=at < N)
+    tl.store(h_next + at, tl.where(t < n, h_active, before), mask=at < N)
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -239,7 +239,7 @@ def step_backward_kernel(
     up, passed, Wda, h, lengths, da, passed_next, t, N,
     H: tl.constexpr, SIZE: tl.constexpr, NONLINEARITY: tl.constexpr,
 ):  # fmt: skip
-    """da of step t from dh = up + passed + Wda, or dh itself into passed_next where a row has ended."""
+    """Computes da of step t from dh = up + passed + Wda. Where a row has ended, passed_next = dh."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     real = t < tl.load(lengths + at // H, mask=at < N, other=0)
     dh = tl.load(passed + at, mask=at < N, other=0.0) + tl.load(Wda + at, mask=at < N, other=0.0)

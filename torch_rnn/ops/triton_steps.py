@@ -1,8 +1,8 @@
-"""The recurrence for a Whh that no multiprocessor can hold: a product and one fused kernel a step.
+"""The recurrence for a Whh too large for one multiprocessor: each step is a product and one fused kernel.
 
-A thousand small launches a pass would cost more than what they do, so CHUNK steps at a time are one CUDA
-graph; where one is being captured already, they become part of that. A rest of T goes in powers of two, so
-that a few graphs serve every T.
+Launching a thousand small kernels takes longer than running them, so CHUNK steps become one CUDA graph, or
+part of the graph that is already being captured. The remaining steps are split into powers of two, so that
+every T needs only a few different graphs.
 """
 
 import importlib
@@ -21,7 +21,7 @@ CHUNK = 64
 
 @cache
 def kernels() -> ModuleType | None:
-    """triton_kernels; None where Triton is not installed."""
+    """Returns the module triton_kernels; None if Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     return importlib.import_module("torch_rnn.ops.triton_kernels")
@@ -37,14 +37,14 @@ def step_by_step(
     hs: Tensor,
 ) -> Tensor:
     """Fills hs (T, B, H) and returns hT."""
-    left, h = _left(lengths, xw), h0
+    remaining, h = _remaining_steps(lengths, xw), h0
     for chunk in _chunks(len(xw)):
         (hs[chunk],) = in_a_graph(
             _forward_chunk,
             xw[chunk],
             Whh,
             h,
-            left - chunk.start,
+            remaining - chunk.start,
             nonlinearity=nonlinearity,
             precision=precision,
         )
@@ -53,13 +53,13 @@ def step_by_step(
 
 
 def _forward_chunk(
-    xw: Tensor, Whh: Tensor, h: Tensor, left: Tensor, *, nonlinearity: str, precision: str
+    xw: Tensor, Whh: Tensor, h: Tensor, remaining: Tensor, *, nonlinearity: str, precision: str
 ) -> tuple[Tensor]:
     hs, W = torch.empty_like(xw), _rounded(Whh.t(), precision)
     for t in range(len(xw)):
-        _each(
+        _launch(
             kernels().step_forward_kernel, h,
-            xw[t], _product(h, W, precision), h, left, hs[t], t, NONLINEARITY=nonlinearity,
+            xw[t], _product(h, W, precision), h, remaining, hs[t], t, NONLINEARITY=nonlinearity,
         )  # fmt: skip
         h = hs[t]
     return (hs,)
@@ -77,7 +77,7 @@ def back_step_by_step(
     das: Tensor,
 ) -> Tensor:
     """Fills das (T, B, H) and returns dh0."""
-    left = _left(lengths, hs)
+    remaining = _remaining_steps(lengths, hs)
     dh = torch.zeros_like(h0) if dhT is None else dhT
     for chunk in reversed(_chunks(len(hs))):
         up = [] if dhs is None else [dhs[chunk]]
@@ -86,7 +86,7 @@ def back_step_by_step(
             hs[chunk],
             Whh,
             dh,
-            left - chunk.start,
+            remaining - chunk.start,
             *up,
             nonlinearity=nonlinearity,
             precision=precision,
@@ -95,15 +95,15 @@ def back_step_by_step(
 
 
 def _backward_chunk(
-    hs: Tensor, Whh: Tensor, dh: Tensor, left: Tensor, *up: Tensor, nonlinearity: str, precision: str
+    hs: Tensor, Whh: Tensor, dh: Tensor, remaining: Tensor, *up: Tensor, nonlinearity: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     das, W = torch.empty_like(hs), _rounded(Whh, precision)
     passed, Wda = dh, torch.zeros_like(dh)
     for t in reversed(range(len(hs))):
         passed_next = torch.empty_like(dh)
-        _each(
+        _launch(
             kernels().step_backward_kernel, dh,
-            up[0][t] if up else None, passed, Wda, hs[t], left, das[t], passed_next, t,
+            up[0][t] if up else None, passed, Wda, hs[t], remaining, das[t], passed_next, t,
             NONLINEARITY=nonlinearity,
         )  # fmt: skip
         passed, Wda = passed_next, _product(das[t], W, precision)
@@ -111,27 +111,27 @@ def _backward_chunk(
 
 
 def _chunks(T: int) -> list[slice]:
-    """0..T-1 in pieces of CHUNK, then of ever smaller powers of two."""
-    found, start, size = [], 0, CHUNK
+    """Splits 0..T-1 into slices of CHUNK steps and then of smaller powers of two."""
+    slices, start, size = [], 0, CHUNK
     while start < T:
         if start + size <= T:
-            found.append(slice(start, start + size))
+            slices.append(slice(start, start + size))
             start += size
         else:
             size //= 2
-    return found
+    return slices
 
 
-def _left(lengths: Tensor | None, xs: Tensor) -> Tensor:
-    """How many steps each row still has, at the first one. xs is (T, B, H)."""
+def _remaining_steps(lengths: Tensor | None, xs: Tensor) -> Tensor:
+    """Returns the number of steps of each row, (B,), for xs (T, B, H)."""
     T, B = xs.shape[:2]
     if lengths is None:
         return torch.full((B,), T, device=xs.device)
     return lengths
 
 
-def _each(kernel, like: Tensor, *arguments: Tensor | int | None, **constants: str) -> None:
-    """Launches a kernel of one step over all numbers of a state."""
+def _launch(kernel, like: Tensor, *arguments: Tensor | int | None, **constants: str) -> None:
+    """Launches a kernel for all entries of a state shaped `like`, (B, H)."""
     N, H = like.numel(), like.shape[1]
     kernel[(-(-N // 256),)](*arguments, N, H=H, SIZE=256, **constants)
 
@@ -144,6 +144,6 @@ def _product(a: Tensor, W: Tensor, precision: str) -> Tensor:
     if precision == "ieee":
         return a @ W
     a = a.to(torch.bfloat16)
-    if a.device.type == "cpu":  # where float32 is exact for such factors
+    if a.device.type == "cpu":  # float32 products of bfloat16 factors are exact
         return a.float() @ W.float()
     return torch.mm(a, W, out_dtype=torch.float32)

@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from torch_rnn.benchmarks.timing import device_name
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
 from torch_rnn.training.classifier import Classifier
 

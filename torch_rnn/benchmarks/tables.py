@@ -1,0 +1,95 @@
+"""Turns the contents of benchmark.json into a Markdown table and a picture."""
+
+from pathlib import Path
+
+from torch_rnn.files import write_atomically
+from torch_rnn.ops import BACKENDS
+
+PEER = "nn.RNN"
+
+
+def table(results: dict) -> str:
+    """Returns a Markdown table of median times and of how many times as long nn.RNN takes."""
+    names = list(results["shapes"][0]["milliseconds"])
+    lines = [
+        f"Forward and backward in milliseconds (median), T = {results['T']}, V = {results['V']:,}, "
+        f"{results['dtype']}; in brackets",
+        f"how many times as long `nn.Embedding` with `nn.RNN` takes. {results['machine']}, torch",
+        f"{results['torch']}.",
+        "",
+        "| B, H | " + " | ".join(f"`{name}`" if name in BACKENDS else name for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for shape in results["shapes"]:
+        peer = shape["milliseconds"][PEER]["training"]["median"]
+        cells = []
+        for name in names:
+            median = shape["milliseconds"][name]["training"]["median"]
+            cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
+        lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
+    lines += ["", *_packed_lines(results.get("imdb_lengths", [])), *_step_lines(results["training_step"])]
+    memory = results["peak_memory"]
+    if memory["bytes"]:
+        sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
+        lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
+    return "\n".join(lines) + "\n"
+
+
+def _packed_lines(shapes: list[dict]) -> list[str]:
+    lines = []
+    for shape in shapes:
+        medians = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
+        padded, packed = medians[PEER], medians[f"{PEER}, packed"]
+        fastest = min(median for name, median in medians.items() if name in BACKENDS)
+        lines.append(
+            f"With the lengths of a batch of IMDB reviews (B = {shape['B']}, H = {shape['H']}, "
+            f"T = {shape['T']}): {fastest:.1f} ms; `nn.RNN` takes {padded:.1f} padded, {packed:.1f} packed.  "
+        )
+    return [*lines, ""] if lines else []
+
+
+def _step_lines(shapes: list[dict]) -> list[str]:
+    lines = [
+        "A whole training step (lengths of 1 to T; forward, backward, clipping, fused Adam on all of Wxh):  "
+    ]
+    for shape in shapes:
+        times = ", ".join(f"{ms['median']:.2f} ms {how}" for how, ms in shape["milliseconds"].items())
+        lines.append(f"B = {shape['B']}, H = {shape['H']}: {times}.  ")
+    return [*lines, ""]
+
+
+def draw(results: dict, picture: Path) -> None:
+    """Draws the speed relative to nn.RNN for each shape, and the time for each T."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    shapes, names = results["shapes"], [name for name in results["shapes"][0]["milliseconds"] if name != PEER]
+    for i, name in enumerate(names):
+        times = [shape["milliseconds"] for shape in shapes]
+        ratios = [ms[PEER]["training"]["median"] / ms[name]["training"]["median"] for ms in times]
+        width = 1 / (len(names) + 1)
+        bars.bar([x + i * width for x in range(len(shapes))], ratios, width, label=name)
+    bars.set_xticks(range(len(shapes)), [f"{s['B']}, {s['H']}" for s in shapes], rotation=60)
+    bars.axhline(1, color="black", linewidth=0.8)
+    bars.set(title="times as fast as nn.Embedding with nn.RNN", xlabel="B, H")
+    bars.legend()
+    for name in results["times"][0]["milliseconds"]:
+        points = [(s["T"], s["milliseconds"][name]["training"]["median"]) for s in results["times"]]
+        lines.loglog(*zip(*points, strict=True), marker=".", label=name)
+    lines.set(title="forward and backward by T (B = 32, H = 32)", xlabel="T", ylabel="milliseconds")
+    lines.grid(alpha=0.3)
+    lines.legend()
+    write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=120))
+    plt.close(figure)
+
+
+def replace_section(text: str, path: Path, mark: str) -> None:
+    """Replaces the text between the lines <!-- mark --> and <!-- /mark --> of a Markdown file."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    new = f"{before}{begin}{text}{end}{after}"
+    write_atomically(path, lambda part: part.write_text(new, encoding="utf-8"))

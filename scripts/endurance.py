@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from torch_rnn.benchmarks.tables import replace_section as into_readme
+from torch_rnn.benchmarks.tables import replace_section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -78,7 +78,7 @@ def main() -> int:
                 print(failure, file=sys.stderr)
     show(rows)
     if chosen.readme:
-        into_readme(table(rows), ROOT / "README.md", "endurance")
+        replace_section(table(rows), ROOT / "README.md", "endurance")
     return int(any(row.failures for row in rows))
 
 

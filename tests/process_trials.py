@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from trials import SCRIPT, Found, arguments, differences, train
+from trials import SCRIPT, Found, arguments, differences, train, wait_for_rows
 
 from torch_rnn.nn.weights import load_weights
 
@@ -82,13 +81,6 @@ def unequal(folder: Path, other: Path, steps: int | None = None) -> float:
 
 def workers(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def wait_for_rows(folder: Path, process: subprocess.Popen, rows: int) -> None:
-    """Waits until so many rows are logged, or the run has ended."""
-    path = folder / "metrics.csv"
-    while process.poll() is None and not (path.exists() and path.read_text().count("\n") > rows):
-        time.sleep(0.005)
 
 
 def lost_workers(work: Path, tries: int) -> Found:

@@ -9,6 +9,7 @@ import pytest
 
 # Products as small as these take longer with more threads. Every process of a test inherits this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves its core to others
 
 import torch  # reads the number of threads when it is imported
 

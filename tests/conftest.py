@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# Products as small as these take longer with more threads. Every process of a test inherits this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves its core to others
+
+import torch  # reads the number of threads when it is imported
 
 if not torch.cuda.is_available():  # then the Triton kernels run in its interpreter; read when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -22,6 +27,15 @@ def unwritten_memory_is_nan():
     torch.utils.deterministic.fill_uninitialized_memory = True  # a run of the command line has turned it off
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def two_threads_for_the_cpu_kernels(request):
+    """Gives the tests of the fused CPU kernels two threads: some faults show only where sums are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if request.path.name == "test_cpu.py" else before)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

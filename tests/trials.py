@@ -6,6 +6,7 @@ A trial is a function of a folder and a number of tries, and tells what it found
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,9 @@ SMALL = {  # two layers with every kind of dropout, 16 steps an epoch
     "model.hidden_size": 8, "model.num_layers": 2, "model.dropout": 0.2, "model.recurrent_dropout": 0.2,
     "trainer.max_epochs": 3, "trainer.log_every_n_steps": 3, "trainer.enable_progress_bar": False,
 }  # fmt: skip
-LONGER = SMALL | {"data.train": 4096, "trainer.max_epochs": 4, "checkpoint.seconds": 0.2}
+LONGER = SMALL | {"data.train": 1024, "trainer.max_epochs": 4, "checkpoint.seconds": 0.2}  # 64 steps an epoch
+PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what each run needs
+PROCESSES.set_forkserver_preload([cli.__name__, "torch.distributed.run", "matplotlib.pyplot", "torchtext"])
 
 
 class Found(NamedTuple):
@@ -58,14 +62,32 @@ def train(folder: Path, settings: dict[str, object], *more: str) -> tuple[int, s
     return status, error.getvalue().strip()
 
 
-def start(folder: Path, settings: dict[str, object], log: Path) -> subprocess.Popen:
-    """The same run as a user starts it, in a process of its own, with --resume auto."""
+def start(folder: Path, settings: dict[str, object], log: Path) -> BaseProcess:
+    """Starts the same run in a process of its own, with --resume auto; the log gets what it prints."""
+    given = [*arguments(folder, settings), "--resume", "auto"]
+    process = PROCESSES.Process(target=run_logged, args=(given, log))
+    process.start()
+    return process
+
+
+def run_logged(given: list[str], log: Path) -> None:
+    """Runs the command line, prints into the log, and exits with the run's status."""
+    print_into(log)
+    sys.exit(cli.main(CONFIG, given))
+
+
+def print_into(log: Path) -> None:
+    """Appends what this process prints from now on to the log."""
     with open(log, "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments(folder, settings), "--resume", "auto"],
-            stdout=file,
-            stderr=file,
-        )
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+def wait_for_rows(folder: Path, process: BaseProcess, rows: int) -> None:
+    """Waits until metrics.csv has so many rows, or the run has ended."""
+    path = folder / "metrics.csv"
+    while process.is_alive() and not (path.exists() and path.read_text().count("\n") > rows):
+        time.sleep(0.005)
 
 
 def differences(folder: Path, undisturbed: Path) -> list[str]:
@@ -127,24 +149,22 @@ def every_step(work: Path, tries: int) -> Found:
 def kills(work: Path, tries: int) -> Found:
     """kill -9 at random moments of real runs, each started again until it is done."""
     rng, log = random.Random(0), work / "log"
-    began = time.monotonic()
-    start(work / "undisturbed", LONGER, log).wait()
-    lasts = time.monotonic() - began
+    train(work / "undisturbed", LONGER)
+    lasts = json.loads((work / "undisturbed" / "results.json").read_text())["seconds"]
     killed, run, failures = 0, 0, []
     while killed < tries:
         folder = work / f"run{run}"
         while True:
             process = start(folder, LONGER, log)
-            try:
-                process.wait(rng.uniform(0, lasts) if killed < tries else None)
+            process.join(rng.uniform(0, lasts) if killed < tries else None)
+            if not process.is_alive():
                 break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                killed += 1
+            process.kill()
+            process.join()
+            killed += 1
         run += 1
-        if process.returncode:
-            failures.append(f"run {run}: exit status {process.returncode}, see {log}")
+        if process.exitcode:
+            failures.append(f"run {run}: exit status {process.exitcode}, see {log}")
             break
         failures += [f"run {run}: {of}" for of in differences(folder, work / "undisturbed")]
         strays = [path.name for path in folder.rglob(".*")]
@@ -197,16 +217,15 @@ def signals(work: Path, tries: int) -> Found:
     rng, failures, log = random.Random(4), [], work / "log"
     settings = LONGER | {"checkpoint.seconds": 60, "trainer.log_every_n_steps": 1}
     train(work / "undisturbed", settings)
+    logged = len((work / "undisturbed" / "metrics.csv").read_text().splitlines()) - 1
     for number in track(range(tries), "signals"):
         folder, signum = work / f"run{number}", (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)[number % 3]
         process = start(folder, settings, log)
-        while not (folder / "metrics.csv").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1))
-        process.send_signal(signum)
-        status = process.wait()
-        if status != 128 + signum:
-            failures.append(f"{signum.name}: exit status {status}, see {log}")
+        wait_for_rows(folder, process, rng.randrange(1, logged))
+        os.kill(process.pid, signum)
+        process.join()
+        if process.exitcode != 128 + signum:
+            failures.append(f"{signum.name}: exit status {process.exitcode}, see {log}")
             continue
         steps = read_checkpoint(folder / FOLDER / LAST)["global_step"]
         rows = (folder / "metrics.csv").read_text().splitlines()

@@ -3,21 +3,11 @@
 import csv
 import os
 import signal
-from multiprocessing.process import BaseProcess
+import subprocess
+import sys
 from pathlib import Path
 
-import torch
-from torch.distributed.run import main as torchrun_main
-from trials import (
-    PROCESSES,
-    SCRIPT,
-    Found,
-    arguments,
-    differences,
-    print_into,
-    train,
-    wait_for_rows,
-)
+from trials import SCRIPT, Found, arguments, differences, train, wait_for_rows
 
 from torch_rnn.nn.weights import load_weights
 
@@ -32,31 +22,17 @@ LONGER = RAGGED | {"data.train": 3961}
 LOGGED = ("train/batch_loss", "train/gradient_norm", "train/loss", "validation/loss", "validation/accuracy")
 
 
-def torchrun(folder: Path, processes: int, settings: dict[str, object], *more: str) -> BaseProcess:
-    """Starts the run in so many processes, with --resume auto; torchrun.log beside the folder has its output.
-
-    torchrun and its workers are forked from a process that has already imported the package.
-    """
-    options = ["--standalone", f"--nproc-per-node={processes}", "--run-path", "--start-method=fork", *more]
-    given = [*arguments(folder, settings | {"trainer.devices": processes}), "--resume", "auto"]
-    log = folder.parent / "torchrun.log"
-    process = PROCESSES.Process(target=run_torchrun, args=([*options, str(SCRIPT), *given], log))
-    process.start()
-    return process
-
-
-def run_torchrun(given: list[str], log: Path) -> None:
-    """Runs torchrun's command line with one thread a worker, and prints into the log."""
-    print_into(log)
-    torch.set_num_threads(1)
-    os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    torchrun_main(given)
-
-
-def status(process: BaseProcess) -> int:
-    """Waits for the process, and returns its exit status."""
-    process.join()
-    return process.exitcode
+def torchrun(folder: Path, processes: int, settings: dict[str, object], *more: str) -> subprocess.Popen:
+    """The run in so many processes, with --resume auto; torchrun.log beside the folder has what it prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    settings = settings | {"trainer.devices": processes}
+    with open(folder.parent / "torchrun.log", "ab") as log:
+        return subprocess.Popen(
+            [*command, *more, str(SCRIPT), *arguments(folder, settings), "--resume", "auto"],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )
 
 
 def worlds(work: Path, tries: int) -> Found:
@@ -67,8 +43,8 @@ def worlds(work: Path, tries: int) -> Found:
         train(work / precision, settings)
         for processes in (2, 4, 8)[: max(1, tries // 2)]:
             folder = work / f"{precision}-{processes}"
-            if ended := status(torchrun(folder, processes, settings)):
-                failures.append(f"{processes} processes: exit status {ended}")
+            if status := torchrun(folder, processes, settings).wait():
+                failures.append(f"{processes} processes: exit status {status}")
                 continue
             found = unequal(folder, work / precision, steps)
             worst[precision] = max(found, worst.get(precision, 0))
@@ -103,26 +79,26 @@ def unequal(folder: Path, other: Path, steps: int | None = None) -> float:
     )
 
 
-def workers(process: BaseProcess) -> list[int]:
+def workers(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def lost_workers(work: Path, tries: int) -> Found:
     """One of two processes gets SIGTERM, so that both save and stop; later one is killed, and restarted."""
-    status(torchrun(work / "undisturbed", 2, LONGER))
+    torchrun(work / "undisturbed", 2, LONGER).wait()
     failures = []
     for number in range(tries):
         folder = work / f"run{number}"
         process = torchrun(folder, 2, LONGER)
         wait_for_rows(folder, process, 20 + 10 * number % 40)
         os.kill(workers(process)[number % 2], signal.SIGTERM)
-        if status(process) == 0:
+        if process.wait() == 0:
             failures.append(f"{number}: SIGTERM did not stop it")
         process = torchrun(folder, 2, LONGER, "--max-restarts=1")
         wait_for_rows(folder, process, 130 + 10 * number % 40)
         os.kill(workers(process)[number % 2], signal.SIGKILL)
-        if ended := status(process):
-            failures.append(f"{number}: exit status {ended}, see {work / 'torchrun.log'}")
+        if status := process.wait():
+            failures.append(f"{number}: exit status {status}, see {work / 'torchrun.log'}")
         else:
             failures += [f"{number}: {of}" for of in differences(folder, work / "undisturbed")]
     return Found(

@@ -38,7 +38,7 @@ SMALL = {  # two layers with every kind of dropout, 16 steps an epoch
 }  # fmt: skip
 LONGER = SMALL | {"data.train": 1024, "trainer.max_epochs": 4, "checkpoint.seconds": 0.2}  # 64 steps an epoch
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what each run needs
-PROCESSES.set_forkserver_preload([cli.__name__, "torch.distributed.run", "matplotlib.pyplot", "torchtext"])
+PROCESSES.set_forkserver_preload([cli.__name__, "matplotlib.pyplot", "torchtext"])
 
 
 class Found(NamedTuple):
@@ -72,21 +72,17 @@ def start(folder: Path, settings: dict[str, object], log: Path) -> BaseProcess:
 
 def run_logged(given: list[str], log: Path) -> None:
     """Runs the command line, prints into the log, and exits with the run's status."""
-    print_into(log)
-    sys.exit(cli.main(CONFIG, given))
-
-
-def print_into(log: Path) -> None:
-    """Appends what this process prints from now on to the log."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(cli.main(CONFIG, given))
 
 
-def wait_for_rows(folder: Path, process: BaseProcess, rows: int) -> None:
+def wait_for_rows(folder: Path, process: BaseProcess | subprocess.Popen, rows: int) -> None:
     """Waits until metrics.csv has so many rows, or the run has ended."""
     path = folder / "metrics.csv"
-    while process.is_alive() and not (path.exists() and path.read_text().count("\n") > rows):
+    ended = process.poll if isinstance(process, subprocess.Popen) else lambda: process.exitcode
+    while ended() is None and not (path.exists() and path.read_text().count("\n") > rows):
         time.sleep(0.005)
 
 

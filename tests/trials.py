@@ -38,7 +38,7 @@ SMALL = {  # two layers with every kind of dropout, 16 steps an epoch
 }  # fmt: skip
 LONGER = SMALL | {"data.train": 1024, "trainer.max_epochs": 4, "checkpoint.seconds": 0.2}  # 64 steps an epoch
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what each run needs
-PROCESSES.set_forkserver_preload([cli.__name__, "matplotlib.pyplot", "torchtext"])
+PROCESSES.set_forkserver_preload(["torch_rnn.training.run", "matplotlib.pyplot", "torchtext"])
 
 
 class Found(NamedTuple):
@@ -75,7 +75,7 @@ def run_logged(given: list[str], log: Path) -> None:
     with open(log, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.exit(cli.main(CONFIG, given))
+    sys.exit(entry.main(CONFIG, given))
 
 
 def wait_for_rows(folder: Path, process: BaseProcess | subprocess.Popen, rows: int) -> None:

@@ -30,7 +30,6 @@ from torch_rnn.data.documents import Document, Documents, Place
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
-from torch_rnn.training.signals import SIGNALS
 
 CHUNK = 1 << 24
 """Characters of text a chunk, about."""
@@ -314,8 +313,9 @@ def _at_once(work: Callable[..., None], *args: Any) -> Future:
 
 def _be_a_worker(parent: int) -> None:
     """Leaves signals to the parent, and ends when it is gone, since nobody would ever give it work again."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in {"SIGINT", "SIGUSR1"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

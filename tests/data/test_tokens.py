@@ -16,7 +16,7 @@ from file_trials import fork
 
 from torch_rnn.data import tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
-from torch_rnn.data.documents import Document, Listed
+from torch_rnn.data.documents import Document, DocumentList
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
@@ -28,7 +28,9 @@ FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens
 
 def made(n, seed):
     texts, labels = corpus(n, seed)
-    return Listed([Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)])
+    return DocumentList(
+        [Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)]
+    )
 
 
 def written(folder, splits):
@@ -44,12 +46,12 @@ def test_what_is_written_is_what_was_said(tmp_path):
         "classes.json",
     }
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert words == Vocabulary.build(Counter(w for of in train.found for w in tokenize(of.text))).words
+    assert words == Vocabulary.build(Counter(w for of in train.documents for w in tokenize(of.text))).words
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
     for split, source in (("train", train), ("test", test)):
         found = read_tokens(tmp_path / "out", split)
-        assert len(found.labels) == len(source.found)
-        for i, document in enumerate(source.found):
+        assert len(found.labels) == len(source.documents)
+        for i, document in enumerate(source.documents):
             ids = found.ids[found.offsets[i] : found.offsets[i + 1]]
             assert ids.tolist() == Vocabulary(words).encode(tokenize(document.text)).tolist()
             assert "ab"[found.labels[i]] == document.label
@@ -105,7 +107,7 @@ def contents(folder):
 
 def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     for split, n in (("train", 20000), ("test", 200)):
-        lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).found]
+        lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).documents]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     process = prepare(tmp_path, "cache")
     while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
@@ -157,7 +159,7 @@ def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch
     monkeypatch.setattr(tokens, "CHUNK", 100)
     often = " ".join(f"often{i}" for i in range(9))
     rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
-    written(tmp_path / "out", {"train": Listed(rows), "test": Listed(rows)})
+    written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
     words = json.loads((tmp_path / "out" / "words.json").read_text())
     assert set(words) == {"<unk>", *often.split()}
 
@@ -183,7 +185,7 @@ def test_whole_groups_are_held_out_whatever_the_order():
 )
 def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message):
     splits = {
-        split: Listed([Document("x", label, "x") for label in labels])
+        split: DocumentList([Document("x", label, "x") for label in labels])
         for split, labels in (("train", train), ("test", test))
     }
     with pytest.raises(RunError, match=message):
@@ -191,7 +193,7 @@ def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message
 
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
-    rows = Listed([Document("x", str(label), "x") for label in (10, 9, -1)])
+    rows = DocumentList([Document("x", str(label), "x") for label in (10, 9, -1)])
     written(tmp_path / "out", {"train": rows, "test": rows})
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["-1", "9", "10"]
     assert read_tokens(tmp_path / "out", "train").labels.tolist() == [2, 1, 0]

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -35,6 +36,17 @@ class Documents(Protocol):
 
     def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
         """The documents from a place on, each with the place behind it. Raises RunError naming the line."""
+
+
+@contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Raises RunError naming the file where reading or decoding it fails."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise RunError(f"{name} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise RunError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def documents(path: Path, text: str = "text", label: str = "label") -> "Lines | Folder":
@@ -79,10 +91,8 @@ class Lines:
                     raise self.refusal(f"is not UTF-8 ({error.reason})") from error
 
     def _read(self, file: BinaryIO) -> Iterator[bytes]:
-        try:
+        with reading(self.path):
             yield from file
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def refusal(self, what: str) -> RunError:
         return RunError(f"{self.path}: line {self.line} {what}")
@@ -141,16 +151,16 @@ class JsonLines(Lines):
             yield self.document(found[self.text], found[self.label])
 
 
-class Listed:
-    """Documents that are in memory already."""
+class DocumentList:
+    """Documents in memory."""
 
-    def __init__(self, found: Sequence[Document]):
-        self.found = found
-        self.size = sum(len(of.text) for of in found)
+    def __init__(self, documents: Sequence[Document]):
+        self.documents = documents
+        self.size = sum(len(document.text) for document in documents)
 
     def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for i in range(place[0], len(self.found)):
-            yield self.found[i], (i + 1, 0)
+        for i in range(place[0], len(self.documents)):
+            yield self.documents[i], (i + 1, 0)
 
 
 class Folder:
@@ -174,10 +184,6 @@ class Folder:
     def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
         for i in range(place[0], len(self.files)):
             file = self.files[i]
-            try:
+            with reading(file):
                 text = file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise RunError(f"{file} is not UTF-8: {error}") from error
-            except OSError as error:
-                raise RunError(f"{file} cannot be read: {error.strerror}") from error
             yield Document(text, file.parent.name, text), (i + 1, 0)

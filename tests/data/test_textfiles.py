@@ -98,7 +98,12 @@ BOTH = [("x", "a"), ("y", "b")]
         ([("x", "a"), ("y", "a")], [("x", "a")], [], "the train data have one label only ('a')"),
         (BOTH, BOTH, ["--data.text_column=review"], "and no review; name yours with"),
         (BOTH, BOTH, ["--model.output_size=3"], "output_size is 3; 2 classes need 1 or 2"),
-        ([("x", "a"), ("x", "b")], BOTH, [], "validation is 0.1; that leaves nothing of these data"),
+        (
+            [("x", "a"), ("x", "b")],
+            BOTH,
+            [],
+            "validation is 0.1; that leaves no data for training",
+        ),
         (BOTH, [], [], "the test data hold no document"),
     ],
 )

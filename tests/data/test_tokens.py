@@ -61,14 +61,14 @@ def test_what_is_written_is_what_was_said(tmp_path):
 def test_chunks_and_processes_make_no_difference(tmp_path, monkeypatch, cores):
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "whole", splits)
-    monkeypatch.setattr(tokens, "CHUNK", 2000)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
     monkeypatch.setattr(tokens, "_cores", lambda: cores)
     assert written(tmp_path / "chunks", splits) == whole
     assert len(list((tmp_path / "chunks.work").iterdir())) > 10
 
 
 def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "CHUNK", 2000)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "a", splits)
     work = tmp_path / "b.work"
@@ -76,10 +76,10 @@ def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, 
     gone, broken = work / "train-000003.npz", work / "train-000005.npz"
     gone.unlink()
     broken.write_bytes(broken.read_bytes()[:-20])
-    made_again, plain = [], tokens._tokenized
+    made_again, plain = [], tokens._write_chunk
     monkeypatch.setattr(tokens, "_cores", lambda: 1)
     monkeypatch.setattr(
-        tokens, "_tokenized", lambda path, *rest: (made_again.append(path), plain(path, *rest))
+        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), plain(path, *rest))
     )
     assert written(tmp_path / "b", splits) == whole
     assert made_again == [gone, broken]
@@ -90,7 +90,7 @@ import sys
 from pathlib import Path
 from torch_rnn.data import tokens
 from torch_rnn.data.textfiles import TextFiles
-tokens.CHUNK = 1 << 16
+tokens.CHUNK_SIZE = 1 << 16
 TextFiles(sys.argv[1], sys.argv[2], cache=sys.argv[3]).prepare_data()
 """
 
@@ -123,7 +123,7 @@ def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
                 assert path.stat().st_mtime_ns == written_at
         time.sleep(0.01)
     assert again.returncode == 0
-    monkeypatch.setattr(tokens, "CHUNK", 1 << 18)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1 << 18)
     files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
     TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
@@ -155,8 +155,8 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
 
 
 def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "WORDS", 10)
-    monkeypatch.setattr(tokens, "CHUNK", 100)
+    monkeypatch.setattr(tokens, "MAX_WORDS", 10)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
     often = " ".join(f"often{i}" for i in range(9))
     rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
     written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
@@ -165,7 +165,7 @@ def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch
 
 
 def test_whole_groups_are_held_out_whatever_the_order():
-    keys = np.array([tokens.key_of(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
+    keys = np.array([tokens.group_key(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
     learnt, held_out = grouped_split(keys, 0.1)
     assert sorted([*learnt, *held_out]) == list(range(400))
     assert not set(keys[learnt]) & set(keys[held_out])
@@ -211,13 +211,13 @@ def resident():
 def prepared(name):
     TextFiles(f"{sys.argv[1]}/{name}.csv", f"{sys.argv[1]}/few.csv", cache=sys.argv[1]).prepare_data()
 
-peak, plain = 0, tokens._chunk
+peak, plain = 0, tokens._read_chunk
 def watched(*args):
     global peak
     peak = max(peak, resident())
     return plain(*args)
 
-tokens.CHUNK, tokens._chunk = 1 << 19, watched
+tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
 prepared("few")
 before, peak = resident(), 0
 prepared("many")
@@ -246,7 +246,7 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
     np.save(tmp_path / "train_offsets.npy", np.arange(n + 1) * T)
     for name in ("labels", "keys"):
         np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
-    monkeypatch.setattr(tokens, "RESIDENT", 1 << 22)
+    monkeypatch.setattr(tokens, "MAX_IN_MEMORY", 1 << 22)
     found = read_tokens(tmp_path, "train")
     ragged = RaggedSequences(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
     loader = Loader(
@@ -265,7 +265,7 @@ def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
     written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
     draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
     for resident in (1 << 28, 0):
-        monkeypatch.setattr(tokens, "RESIDENT", resident or 16)
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", resident or 16)
         of = read_tokens(tmp_path / "out", "train")
         assert isinstance(of.ids, np.ndarray) == bool(resident)
         ragged = RaggedSequences(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)

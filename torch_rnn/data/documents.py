@@ -1,46 +1,52 @@
-"""Files of labelled texts -> documents, read as a stream that can begin at any of them.
+"""Labelled texts from files, read as a stream that can begin at any document.
 
-CSV and TSV with a header, JSON lines, or a folder with a folder of .txt files for each class; all in UTF-8.
+The formats are CSV and TSV with a header, JSON lines, and a folder with one folder of .txt files for each
+class. All are in UTF-8.
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch_rnn.errors import RunError
 
-LARGEST = 1 << 24
-"""No field of a table has more characters; one that seems to is in quotation marks that are never closed."""
+MAX_FIELD_SIZE = 1 << 24
+"""Limit on the characters of a CSV field. A longer one has quotation marks that are never closed."""
 
 
 class Document(NamedTuple):
     text: str
     label: str
     group: str
-    """Documents of one group are not torn apart by a split: the film of a review, or the text itself."""
+    """Documents of one group stay in one split: the film of a review, or the text itself."""
 
 
-Place = tuple[int, int]
-"""Where reading goes on after a document: an offset (bytes, or files), and how many lines lie before it."""
+Position = tuple[int, int]
+"""Where the next document begins: (bytes, lines) or (files, 0) before it."""
+START: Position = (0, 0)
 
 
 class Documents(Protocol):
     """A source of documents."""
 
     size: int
-    """Of all of it, in bytes."""
+    """Bytes of the whole source."""
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        """The documents from a place on, each with the place behind it. Raises RunError naming the line."""
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        """Yields the documents from `start` on, each with the position after it.
+
+        Raises:
+            RunError: A document is malformed. The message names the file and the line.
+        """
 
 
 @contextmanager
 def reading(name: Path | str) -> Iterator[None]:
-    """Raises RunError naming the file where reading or decoding it fails."""
+    """Turns an error of reading or decoding a file into a RunError that names the file."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -49,10 +55,10 @@ def reading(name: Path | str) -> Iterator[None]:
         raise RunError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def documents(path: Path, text: str = "text", label: str = "label") -> "Lines | Folder":
-    """The documents of a .csv, .tsv or .jsonl file with these two columns, or of a folder for each class."""
+def documents(path: Path, text: str = "text", label: str = "label") -> "ColumnFile | ClassFolders":
+    """Opens a .csv, .tsv or .jsonl file with the columns `text` and `label`, or a folder of class folders."""
     if path.is_dir():
-        return Folder(path)
+        return ClassFolders(path)
     if not path.is_file():
         raise RunError(f"{path} does not exist; name a .csv, .tsv or .jsonl file, or a folder of classes")
     if path.suffix in (".csv", ".tsv"):
@@ -62,109 +68,103 @@ def documents(path: Path, text: str = "text", label: str = "label") -> "Lines | 
     raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .csv, .tsv or .jsonl, or a folder")
 
 
-class Lines:
-    """A text file, line by line, with the place behind the last one."""
+class LineReader:
+    """Iterates over the lines of a UTF-8 file; `position` is (bytes, lines) before the next line."""
+
+    def __init__(self, path: Path, start: Position):
+        self.path, self.position = path, start
+
+    def __iter__(self) -> Iterator[str]:
+        offset, number = self.position
+        with reading(self.path), open(self.path, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                offset, number = self.position = (offset + len(line), number + 1)
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise self.error(f"is not UTF-8 ({error.reason})") from error
+                yield text
+
+    def error(self, problem: str) -> RunError:
+        """Returns an error that names the line read last."""
+        return RunError(f"{self.path}: line {self.position[1]} {problem}")
+
+
+class ColumnFile:
+    """A file with a column of texts and a column of labels."""
 
     def __init__(self, path: Path, text: str, label: str):
         self.path, self.text, self.label = path, text, label
         self.size = path.stat().st_size
 
     def fingerprint(self) -> dict[str, Any]:
-        with open(self.path, "rb") as file:
-            ends = hashlib.sha256(file.read(1 << 20))
-            file.seek(max(0, self.size - (1 << 20)))
-            ends.update(file.read())
-        columns = [self.path.suffix, self.text, self.label]
-        time = self.path.stat().st_mtime_ns
-        return {"size": self.size, "time": time, "ends": ends.hexdigest(), "columns": columns}
+        """Returns what changes when the file or the choice of columns does."""
+        return file_fingerprint(self.path) | {"columns": [self.path.suffix, self.text, self.label]}
 
-    def lines(self, place: Place) -> Iterator[str]:
-        self.offset, self.line = place
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            for line in self._read(file):
-                self.offset += len(line)
-                self.line += 1
-                try:
-                    yield line.decode("utf-8-sig" if self.line == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise self.refusal(f"is not UTF-8 ({error.reason})") from error
-
-    def _read(self, file: BinaryIO) -> Iterator[bytes]:
-        with reading(self.path):
-            yield from file
-
-    def refusal(self, what: str) -> RunError:
-        return RunError(f"{self.path}: line {self.line} {what}")
-
-    def document(self, text: Any, label: Any) -> tuple[Document, Place]:
-        if not isinstance(text, str):
-            raise self.refusal(f"has {self.text} {text!r}; it must be a text")
-        if isinstance(label, bool) or not isinstance(label, str | int) or str(label).strip() == "":
-            raise self.refusal(f"has {self.label} {label!r}; it must be a word or a whole number")
-        return Document(text, str(label).strip(), text), (self.offset, self.line)
-
-
-class Table(Lines):
-    """CSV, or TSV by its ending, with a header (RFC 4180: fields in quotes may hold line breaks)."""
-
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        csv.field_size_limit(LARGEST)
-        delimiter = "\t" if self.path.suffix == ".tsv" else ","
-        header = self._row(csv.reader(self.lines((0, 0)), delimiter=delimiter, strict=True)) or []
-        if missing := {self.text, self.label} - set(header):
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raises RunError if the column of texts or of labels is missing."""
+        if missing := {self.text, self.label} - set(columns):
             raise RunError(
-                f"{self.path} has the columns {', '.join(header) or 'none'}, and no "
+                f"{self.path} has the columns {', '.join(columns) or 'none'}, and no "
                 f"{' and no '.join(sorted(missing))}; name yours with --data.text_column, --data.label_column"
             )
-        where = header.index(self.text), header.index(self.label)
-        rows = csv.reader(self.lines(max(place, (self.offset, self.line))), delimiter=delimiter, strict=True)
-        while (row := self._row(rows)) is not None:
+
+    def document(self, text: Any, label: Any, error: Callable[[str], RunError]) -> Document:
+        """Returns the document of one row; `error` makes the exception that names the row."""
+        if not isinstance(text, str):
+            raise error(f"has {self.text} {text!r}; it must be a text")
+        if isinstance(label, bool) or not isinstance(label, str | int) or str(label).strip() == "":
+            raise error(f"has {self.label} {label!r}; it must be a word or a whole number")
+        return Document(text, str(label).strip(), text)
+
+
+class Table(ColumnFile):
+    """CSV, or TSV by its suffix, with a header (RFC 4180: quoted fields may hold line breaks)."""
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        header, _, first = next(self._rows(START), ([], None, START))
+        self.check_columns(header)
+        text, label = header.index(self.text), header.index(self.label)
+        for row, lines, position in self._rows(max(start, first)):
             if row and len(row) != len(header):
-                raise self.refusal(f"has {len(row)} columns; the header has {len(header)}")
+                raise lines.error(f"has {len(row)} columns; the header has {len(header)}")
             if row:
-                yield self.document(row[where[0]], row[where[1]])
+                yield self.document(row[text], row[label], lines.error), position
 
-    def _row(self, rows: Iterator[list[str]]) -> list[str] | None:
+    def _rows(self, start: Position) -> Iterator[tuple[list[str], LineReader, Position]]:
+        """Yields the rows, each with the reader and the position after the row; an empty line is []."""
+        csv.field_size_limit(MAX_FIELD_SIZE)
+        lines = LineReader(self.path, start)
         try:
-            return next(rows, None)
+            for row in csv.reader(lines, delimiter="\t" if self.path.suffix == ".tsv" else ",", strict=True):
+                yield row, lines, lines.position
         except csv.Error as error:
-            raise self.refusal(f"cannot be read as CSV: {error}") from error
+            raise lines.error(f"cannot be read as CSV: {error}") from error
 
 
-class JsonLines(Lines):
-    """A JSON object a line."""
+class JsonLines(ColumnFile):
+    """One JSON object a line."""
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for line in self.lines(place):
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        lines = LineReader(self.path, start)
+        for line in lines:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise self.refusal(f"is not JSON: {error}") from error
-            if not isinstance(found, dict) or not {self.text, self.label} <= found.keys():
-                raise self.refusal(
+                raise lines.error(f"is not JSON: {error}") from error
+            if not isinstance(row, dict) or not {self.text, self.label} <= row.keys():
+                raise lines.error(
                     f"is no object with {self.text} and {self.label}; name them with --data.text_column and "
                     f"--data.label_column"
                 )
-            yield self.document(found[self.text], found[self.label])
+            yield self.document(row[self.text], row[self.label], lines.error), lines.position
 
 
-class DocumentList:
-    """Documents in memory."""
-
-    def __init__(self, documents: Sequence[Document]):
-        self.documents = documents
-        self.size = sum(len(document.text) for document in documents)
-
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for i in range(place[0], len(self.documents)):
-            yield self.documents[i], (i + 1, 0)
-
-
-class Folder:
-    """A folder whose folders are the classes; each .txt file in one of them is a document."""
+class ClassFolders:
+    """A folder whose folders are the classes; each .txt file in them is a document."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -175,15 +175,37 @@ class Folder:
         self.size = sum(self.sizes)
 
     def fingerprint(self) -> dict[str, Any]:
-        listing = hashlib.sha256()
+        digest = hashlib.sha256()
         for file, size in zip(self.files, self.sizes, strict=True):
             name = file.relative_to(self.path).as_posix()
-            listing.update(f"{name} {size} {file.stat().st_mtime_ns}\n".encode())
-        return {"folder": listing.hexdigest()}
+            digest.update(f"{name} {size} {file.stat().st_mtime_ns}\n".encode())
+        return {"folder": digest.hexdigest()}
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for i in range(place[0], len(self.files)):
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        for i in range(start[0], len(self.files)):
             file = self.files[i]
             with reading(file):
                 text = file.read_bytes().decode("utf-8")
             yield Document(text, file.parent.name, text), (i + 1, 0)
+
+
+class DocumentList:
+    """Documents in memory."""
+
+    def __init__(self, documents: Sequence[Document]):
+        self.documents = documents
+        self.size = sum(len(document.text) for document in documents)
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        for i in range(start[0], len(self.documents)):
+            yield self.documents[i], (i + 1, 0)
+
+
+def file_fingerprint(path: Path) -> dict[str, Any]:
+    """Returns the size and time of a file and the SHA-256 of its first and last MiB."""
+    status = path.stat()
+    with open(path, "rb") as file:
+        ends = hashlib.sha256(file.read(1 << 20))
+        file.seek(max(0, status.st_size - (1 << 20)))
+        ends.update(file.read())
+    return {"size": status.st_size, "time": status.st_mtime_ns, "ends": ends.hexdigest()}

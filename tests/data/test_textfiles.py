@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_documents import write_folder, write_lines, write_table
+from test_documents import write_folder, write_lines, write_shards, write_table
 from trials import ROOT, differences, stopped_at
 
 from torch_rnn import RNN
@@ -85,6 +85,19 @@ def test_equal_texts_are_on_one_side_of_the_split(tmp_path):
     texts = [{tuple(of) for of in data.splits[split][0]} for split in ("train", "validation")]
     assert not texts[0] & texts[1]
     assert len(data.splits["validation"][1]) == 30
+
+
+def test_a_run_from_a_folder_of_shards_is_the_run_from_csv(tmp_path):
+    shards = tmp_path / "shards"
+    for split, n in (("train", 200), ("test", 40)):
+        made = rows(n, n, ("bad", "fair", "good"))
+        write_shards(shards, split, made, 2)
+        write_table(tmp_path / f"{split}.csv", made[0::2] + made[1::2])
+    assert train((shards, shards), tmp_path / "run") == 0
+    assert train((tmp_path / "train.csv", tmp_path / "test.csv"), tmp_path / "csv") == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (found["test"]["n"], found["validation"]["n"]) == (40, 20)
+    assert differences(tmp_path / "run", tmp_path / "csv") == []
 
 
 BOTH = [("x", "a"), ("y", "b")]

@@ -1,14 +1,17 @@
 """Labelled texts from files, read as a stream that can begin at any document.
 
-The formats are CSV and TSV with a header, JSON lines, and a folder with one folder of .txt files for each
-class. All are in UTF-8.
+The formats are CSV and TSV with a header, JSON lines, Parquet files or a folder of them, and a folder with
+one folder of .txt files for each class. All text is in UTF-8.
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,8 +29,11 @@ class Document(NamedTuple):
 
 
 Position = tuple[int, int]
-"""Where the next document begins: (bytes, lines) or (files, 0) before it."""
+"""What lies before a document: (bytes, lines), (files, 0) or (row groups, rows of its own one)."""
 START: Position = (0, 0)
+SUFFIXES = ".csv, .tsv, .jsonl or .parquet"
+BATCH_ROWS = 256
+"""Rows of a Parquet file in memory at a time."""
 
 
 class Documents(Protocol):
@@ -40,7 +46,7 @@ class Documents(Protocol):
         """Yields the documents from `start` on, each with the position after it.
 
         Raises:
-            RunError: A document is malformed. The message names the file and the line.
+            RunError: A document is malformed. The message names the file and the line or the row.
         """
 
 
@@ -55,17 +61,45 @@ def reading(name: Path | str) -> Iterator[None]:
         raise RunError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def documents(path: Path, text: str = "text", label: str = "label") -> "ColumnFile | ClassFolders":
-    """Opens a .csv, .tsv or .jsonl file with the columns `text` and `label`, or a folder of class folders."""
+def documents(
+    path: Path, text: str = "text", label: str = "label", split: str = "train"
+) -> "ColumnFile | ParquetFiles | ClassFolders":
+    """Opens a file with the columns `text` and `label`, a folder of Parquet files, or one of class folders.
+
+    Args:
+        path: The file or folder.
+        text: The column of the texts.
+        label: The column of the labels.
+        split: The split to take from a folder with the Parquet files of several splits.
+    """
     if path.is_dir():
+        shards = sorted(path.glob("[!.]*.parquet"))
+        if shards and not any(path.glob("[!.]*/*.txt")):
+            return ParquetFiles(_shards_of_split(path, shards, split), text, label)
         return ClassFolders(path)
     if not path.is_file():
-        raise RunError(f"{path} does not exist; name a .csv, .tsv or .jsonl file, or a folder of classes")
+        raise RunError(f"{path} does not exist; name a {SUFFIXES} file, or a folder of classes or shards")
     if path.suffix in (".csv", ".tsv"):
         return Table(path, text, label)
     if path.suffix == ".jsonl":
         return JsonLines(path, text, label)
-    raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .csv, .tsv or .jsonl, or a folder")
+    if path.suffix == ".parquet":
+        return ParquetFiles([path], text, label)
+    raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be {SUFFIXES}, or a folder")
+
+
+def _shards_of_split(folder: Path, shards: list[Path], split: str) -> list[Path]:
+    """Returns the shards whose name begins with the split, or all if their names tell no splits apart."""
+    prefixes = {shard: re.match("[A-Za-z]*", shard.name)[0].lower() for shard in shards}
+    names = set(prefixes.values())
+    if split in names:
+        return [shard for shard in shards if prefixes[shard] == split]
+    if len(names) > 1 or names & {"train", "test"}:
+        raise RunError(
+            f"{folder} has .parquet files named {', '.join(sorted(f'{name}*' for name in names))}, and none "
+            f"named {split}*; name a file or a folder of the {split} data alone with --data.{split}"
+        )
+    return shards
 
 
 class LineReader:
@@ -161,6 +195,78 @@ class JsonLines(ColumnFile):
                     f"--data.label_column"
                 )
             yield self.document(row[self.text], row[self.label], lines.error), lines.position
+
+
+class ParquetFile(ColumnFile):
+    """A Parquet file, read in batches of rows; a position is (row groups, rows of the next one) before it."""
+
+    def __init__(self, path: Path, text: str, label: str):
+        super().__init__(path, text, label)
+        with self._open() as file:
+            self.check_columns(file.schema_arrow.names)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        self.size = sum(group.total_byte_size for group in groups)  # without the compression
+        self.first_rows = [0, *accumulate(group.num_rows for group in groups)]
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        with self._open() as file:
+            for group in range(start[0], file.num_row_groups):
+                row = start[1] if group == start[0] else 0
+                for texts, labels in self._columns(file, group, row):
+                    for text, label in zip(texts, labels, strict=True):
+                        row += 1
+                        error = partial(self._error, self.first_rows[group] + row)
+                        try:
+                            values = text.as_py(), label.as_py()
+                        except UnicodeDecodeError as problem:
+                            raise error(f"is not UTF-8 ({problem.reason})") from problem
+                        yield self.document(*values, error), (group, row)
+
+    def _columns(self, file: Any, group: int, skipped: int) -> Iterator[list[Iterable]]:
+        """Yields the texts and the labels of a row group in batches, without the first `skipped` rows."""
+        columns = [self.text, self.label]
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            first = min(skipped, len(batch))
+            yield [batch.column(batch.schema.names.index(name)).slice(first) for name in columns]
+            skipped -= first
+
+    def _error(self, row: int, problem: str) -> RunError:
+        return RunError(f"{self.path}: row {row} {problem}")
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise RunError(f"{self.path} cannot be read without pyarrow: pip install pyarrow") from error
+        # With the default options, pyarrow reads a whole row group into memory.
+        options = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
+        try:
+            with pyarrow.parquet.ParquetFile(self.path, **options) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            raise RunError(f"{self.path} is damaged or not a Parquet file ({error})") from error
+
+
+class ParquetFiles:
+    """Parquet files, one after the other; the row groups of a position are counted through all files."""
+
+    def __init__(self, paths: list[Path], text: str, label: str):
+        self.files = [ParquetFile(path, text, label) for path in paths]
+        self.size = sum(file.size for file in self.files)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"files": [[file.path.name, file.fingerprint()] for file in self.files]}
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        before = 0  # row groups in the files before
+        for file in self.files:
+            groups = len(file.first_rows) - 1
+            if start[0] < before + groups:
+                first = (start[0] - before, start[1]) if start[0] >= before else START
+                for document, (group, row) in file.read(first):
+                    yield document, (before + group, row)
+            before += groups
 
 
 class ClassFolders:

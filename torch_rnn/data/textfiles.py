@@ -49,7 +49,7 @@ class TextFiles(Corpus):
 
     def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
         splits = {
-            split: documents(path, self.text_column, self.label_column)
+            split: documents(path, self.text_column, self.label_column, split)
             for split, path in (("train", self.train), ("test", self.test))
         }
         return {split: source.fingerprint() for split, source in splits.items()}, lambda: splits

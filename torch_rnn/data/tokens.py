@@ -173,12 +173,15 @@ def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
 
 def _chunks(split: str, source: Documents, work: Path) -> Iterator[tuple[Path, Chunk | None]]:
     """Yields the file of each chunk, and the chunk itself if an earlier start has not written it whole."""
-    position = START
+    position, stream = START, None
     for number in count():
         path, chunk = work / f"{split}-{number:06}.npz", None
         end = _end_of_chunk(path, position)
-        if end is None:
-            chunk = _read_chunk(source, position)
+        if end is not None:
+            stream = None
+        else:
+            stream = stream or source.read(position)
+            chunk = _read_chunk(stream, position)
             if not chunk.documents:
                 return
             end = chunk.end
@@ -186,10 +189,10 @@ def _chunks(split: str, source: Documents, work: Path) -> Iterator[tuple[Path, C
         position = end
 
 
-def _read_chunk(source: Documents, start: Position) -> Chunk:
-    """Reads documents from `start` on until they have CHUNK_SIZE characters together."""
+def _read_chunk(stream: Iterator[tuple[Document, Position]], start: Position) -> Chunk:
+    """Takes documents from a stream that is at `start` until they have CHUNK_SIZE characters together."""
     documents, size, end = [], 0, start
-    for document, end in source.read(start):  # noqa: B007 (end is the position after the last document)
+    for document, end in stream:  # noqa: B007 (end is the position after the last document)
         documents.append(document)
         size += len(document.text) + 100  # each object takes memory, however short its text
         if size >= CHUNK_SIZE:

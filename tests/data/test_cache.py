@@ -4,6 +4,7 @@ import multiprocessing
 import time
 
 import pytest
+from filelock import FileLock
 
 from torch_rnn.data.cache import cached
 from torch_rnn.errors import RunError
@@ -67,6 +68,45 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(RunError, match="disk full"):
         cached(tmp_path, "tokens", {}, fail)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def fail(folder, work):
+    (work / "chunk").write_text("x")
+    raise OSError("killed")
+
+
+def killed(parent, n, origin):
+    with pytest.raises(RunError, match="killed"):
+        cached(parent, "tokens", {"n": n}, fail, origin)
+
+
+def works(parent):
+    return set(parent.glob("*.work"))
+
+
+def test_work_of_a_source_that_has_changed_is_removed(tmp_path):
+    done = cached(tmp_path, "tokens", {"n": 0}, make, "a")
+    killed(tmp_path, 1, "a")
+    (outdated,) = works(tmp_path)
+    killed(tmp_path, 2, "b")
+    (other,) = works(tmp_path) - {outdated}
+    killed(tmp_path, 3, "a")
+    assert other in works(tmp_path)
+    assert outdated not in works(tmp_path)
+    assert len(works(tmp_path)) == 2
+    killed(tmp_path, 3, "a")
+    assert len(works(tmp_path)) == 2, "the work of an unchanged source is kept"
+    assert done.is_dir()
+
+
+def test_work_that_a_process_is_at_is_kept(tmp_path):
+    killed(tmp_path, 1, "a")
+    (work,) = works(tmp_path)
+    with FileLock(work.with_suffix(".lock")):
+        killed(tmp_path, 2, "a")
+        assert (work / "chunk").exists()
+    killed(tmp_path, 2, "a")
+    assert not work.exists()
 
 
 def test_many_starts_at_once_make_it_once(tmp_path):

@@ -58,18 +58,22 @@ class Corpus(SequenceData):
         self.maxlen, self.validation = maxlen, validation
         self.tokens: Path | None = None
 
-    def source(self) -> tuple[dict[str, Any], Callable[[], Mapping[str, Documents]]]:
-        """Returns a fingerprint of the source and a function that opens its "train" and "test"."""
+    def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], Mapping[str, Documents]]]:
+        """Returns the paths of the source, its fingerprint and a function that opens "train" and "test"."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes them if they are not in the cache."""
         if self.tokens is not None:
             return
-        fingerprint, open_splits = self.source()
+        paths, fingerprint, open_splits = self.source()
         recipe = {"source": fingerprint, "tokenizer": TOKENIZER, "torchtext": TORCHTEXT, "format": FORMAT}
         self.tokens = cached(
-            self.cache, self.name, recipe, lambda part, work: write_tokens(open_splits(), part, work)
+            self.cache,
+            self.name,
+            recipe,
+            lambda part, work: write_tokens(open_splits(), part, work),
+            origin="\n".join(str(path.resolve()) for path in paths),
         )
         self.labels = tuple(json.loads((self.tokens / "classes.json").read_text(encoding="utf-8")))
 

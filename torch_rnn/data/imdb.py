@@ -64,9 +64,9 @@ class IMDB(Corpus):
         super().__init__(cache, max_features, maxlen, validation, batch_size, seed, word_dropout)
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 
-    def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
+    def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
         path = find_reviews(self.root)
-        return fingerprint(path), partial(read_reviews, path)
+        return [path], fingerprint(path), partial(read_reviews, path)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -47,9 +47,10 @@ class TextFiles(Corpus):
         self.prepare_data()
         return self.labels
 
-    def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
+    def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
         splits = {
             split: documents(path, self.text_column, self.label_column, split)
             for split, path in (("train", self.train), ("test", self.test))
         }
-        return {split: source.fingerprint() for split, source in splits.items()}, lambda: splits
+        fingerprint = {split: source.fingerprint() for split, source in splits.items()}
+        return [self.train, self.test], fingerprint, lambda: splits

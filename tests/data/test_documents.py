@@ -1,4 +1,4 @@
-"""Files of texts: each format gives the same documents, from any place on, or names the wrong line."""
+"""Each format gives the same documents, from any position on; errors name the line or the row."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def write(path, kind):
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet", ""])
-def test_every_format_gives_the_documents_from_any_place_on(tmp_path, kind):
+def test_every_format_gives_the_documents_from_any_position_on(tmp_path, kind):
     source = documents(write(tmp_path, kind))
     found = list(source.read())
     assert sorted(document[:2] for document, _ in found) == sorted(TEXTS)
@@ -71,7 +71,7 @@ def test_every_format_gives_the_documents_from_any_place_on(tmp_path, kind):
         assert list(source.read(place)) == found[i + 1 :]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path):
     path = write_table(tmp_path / "texts.csv", header=("text", "label"), encoding="utf-8-sig", rows=[])
     path.write_bytes(path.read_bytes() + b"good,1\n")
     assert [document for document, _ in documents(path).read()] == [Document("good", "1", "good")]
@@ -82,7 +82,7 @@ def test_columns_may_have_other_names(tmp_path):
     assert len(list(documents(path, "review", "sentiment").read())) == len(TEXTS)
 
 
-def test_what_was_changed_has_another_fingerprint(tmp_path):
+def test_a_changed_file_has_another_fingerprint(tmp_path):
     for kind in (".csv", ".jsonl"):
         path = write(tmp_path, kind)
         before = documents(path).fingerprint()
@@ -134,7 +134,7 @@ def write_shards(folder, split, rows, n):
     return folder
 
 
-def test_shards_are_read_in_the_order_of_their_names_from_any_place_on(tmp_path):
+def test_shards_are_read_in_the_order_of_their_names_from_any_position_on(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(20)]
     source = documents(write_shards(tmp_path / "shards", "train", rows, 2))
     found = list(source.read())
@@ -181,7 +181,7 @@ def test_changed_shards_or_columns_have_another_fingerprint(tmp_path):
         ),
     ],
 )
-def test_a_parquet_table_that_is_wrong_is_one_error_that_names_the_row(tmp_path, columns, message):
+def test_a_malformed_parquet_table_is_an_error_that_names_the_row(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=1)
     with pytest.raises(RunError, match=message):
         list(documents(tmp_path / "a.parquet").read())
@@ -254,7 +254,7 @@ def test_a_folder_of_shards_without_the_split_is_refused(tmp_path, names):
         ("a", "not UTF-8", r"0.txt is not UTF-8"),
     ],
 )
-def test_a_file_that_is_wrong_is_one_error_that_names_the_line(tmp_path, name, contents, message):
+def test_a_malformed_file_is_an_error_that_names_the_line(tmp_path, name, contents, message):
     path = tmp_path / name
     if isinstance(contents, bytes):
         path.write_bytes(contents)

@@ -1,4 +1,4 @@
-"""The download, against a server on this machine that does everything wrong."""
+"""The download from a local server that fails in every way."""
 
 import hashlib
 import os

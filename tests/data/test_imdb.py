@@ -1,4 +1,4 @@
-"""IMDB from a folder and from archives made here in its published layout; and the real one, where it is."""
+"""IMDB from a folder and from archives in its published layout, and the real data set if it is there."""
 
 import os
 import tarfile
@@ -65,7 +65,7 @@ def test_validation_holds_out_whole_films(tmp_path):
     assert len(set(keys)) == 4  # films
 
 
-def test_an_incomplete_data_set_is_said_aloud(tmp_path, caplog):
+def test_an_incomplete_data_set_is_reported(tmp_path, caplog):
     write_folder(tmp_path / "root")
     with caplog.at_level("INFO"):
         prepared(tmp_path)
@@ -165,7 +165,7 @@ def test_a_hostile_archive_writes_nothing_and_is_refused(tmp_path, name, kind, s
 
 
 @pytest.mark.bad_input
-def test_no_data_and_no_network_names_the_ways_on(tmp_path, monkeypatch):
+def test_no_data_and_no_network_names_the_alternatives(tmp_path, monkeypatch):
     monkeypatch.setattr(imdb, "URL", "http://127.0.0.1:9/aclImdb_v1.tar.gz")
     with pytest.raises(RunError, match=r"--data\.root, or train without: --config configs/quickstart\.yaml"):
         prepared(tmp_path)
@@ -190,7 +190,7 @@ def test_the_real_reviews(tmp_path, monkeypatch):
     settings = {"root": os.environ["TORCH_RNN_DATA"], "cache": str(tmp_path), "max_features": 10000}
     first = IMDB(**settings)
     first.prepare_data()
-    monkeypatch.setattr(corpus, "write_tokens", None)  # a second start reads the tokens and makes none
+    monkeypatch.setattr(corpus, "write_tokens", None)  # a second start makes no tokens
     data = IMDB(**settings)
     data.prepare_data()
     data.setup()

@@ -1,4 +1,4 @@
-"""Tokens: the same whatever the chunks and the processes, in little memory, and resumed after a kill."""
+"""Tokens do not depend on chunks or processes, need little memory, and resume after a kill."""
 
 import json
 import os
@@ -39,14 +39,17 @@ def written(folder, splits):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_written_is_what_was_said(tmp_path):
+def test_tokens_are_those_of_the_documents(tmp_path):
     train, test = made(50, 0), made(20, 1)
     assert written(tmp_path / "out", {"train": train, "test": test}).keys() == FILES | {
         "words.json",
         "classes.json",
     }
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert words == Vocabulary.build(Counter(w for of in train.documents for w in tokenize(of.text))).words
+    assert (
+        words
+        == Vocabulary.build(Counter(w for document in train.documents for w in tokenize(document.text))).words
+    )
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
     for split, source in (("train", train), ("test", test)):
         found = read_tokens(tmp_path / "out", split)
@@ -67,7 +70,7 @@ def test_chunks_and_processes_make_no_difference(tmp_path, monkeypatch, cores):
     assert len(list((tmp_path / "chunks.work").iterdir())) > 10
 
 
-def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, monkeypatch):
+def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "a", splits)
@@ -105,9 +108,11 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in found.iterdir()}
 
 
-def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
     for split, n in (("train", 20000), ("test", 200)):
-        lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).documents]
+        lines = [
+            json.dumps({"text": document.text, "label": document.label}) for document in made(n, n).documents
+        ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     process = prepare(tmp_path, "cache")
     while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
@@ -154,7 +159,7 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
     assert found
 
 
-def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch):
+def test_rare_words_are_dropped_if_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_WORDS", 10)
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
     often = " ".join(f"often{i}" for i in range(9))
@@ -183,7 +188,7 @@ def test_whole_groups_are_held_out_whatever_the_order():
         ("ab", "", "the test data hold no document"),
     ],
 )
-def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message):
+def test_unusable_labels_are_refused(tmp_path, train, test, message):
     splits = {
         split: DocumentList([Document("x", label, "x") for label in labels])
         for split, labels in (("train", train), ("test", test))
@@ -192,7 +197,7 @@ def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message
         written(tmp_path / "out", splits)
 
 
-def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
+def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path):
     rows = DocumentList([Document("x", str(label), "x") for label in (10, 9, -1)])
     written(tmp_path / "out", {"train": rows, "test": rows})
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["-1", "9", "10"]
@@ -266,11 +271,11 @@ def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
     draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
     for resident in (1 << 28, 0):
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY", resident or 16)
-        of = read_tokens(tmp_path / "out", "train")
-        assert isinstance(of.ids, np.ndarray) == bool(resident)
-        ragged = RaggedSequences(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
-        found.append([Sequences(ragged, of.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        train = read_tokens(tmp_path / "out", "train")
+        assert isinstance(train.ids, np.ndarray) == bool(resident)
+        ragged = RaggedSequences(train.ids, train.offsets, np.arange(100), maxlen=12, max_features=30)
+        found.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
         assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
-        assert of.ids.min(initial=9) == 1
+        assert train.ids.min(initial=9) == 1
     for a, b in zip(*found, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))

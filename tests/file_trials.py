@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 from trials import SMALL, Found, train
 
-from torch_rnn.data import imdb, reviews
+from torch_rnn.data import imdb
 from torch_rnn.data.cache import cached
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.tokens import write_tokens
@@ -94,7 +94,7 @@ def damage(work: Path, tries: int) -> Found:
     archive = work / "aclImdb.tar.xz"
     write_archive(archive, 40)
     folder = cached(
-        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read(archive), part, work)
+        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read_reviews(archive), part, work)
     )
     messages: list[str] = []
     handler = logging.Handler()
@@ -102,7 +102,12 @@ def damage(work: Path, tries: int) -> Found:
     logging.getLogger("torch_rnn.data.cache").addHandler(handler)
 
     def read_cache(path: Path) -> None:
-        cached(work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read(archive), part, work))
+        cached(
+            work / "cache",
+            "imdb",
+            {},
+            lambda part, work: write_tokens(imdb.read_reviews(archive), part, work),
+        )
         if messages:
             raise RunError(messages.pop())
 
@@ -110,7 +115,7 @@ def damage(work: Path, tries: int) -> Found:
         "checkpoint": (lambda: work / "run" / FOLDER / LAST, read_checkpoint),
         "weights": (lambda: work / "run" / "model.safetensors", RNN.load),
         "token cache": (lambda: rng.choice(sorted(folder.iterdir())), read_cache),
-        "archive": (lambda: archive, reviews.read),
+        "archive": (lambda: archive, imdb.read_reviews),
     }
     for number in track(range(tries), "damage"):
         choose, read = list(kinds.values())[number % len(kinds)]
@@ -150,7 +155,7 @@ def many_at_once(work: Path, tries: int) -> Found:
     def manifest(parent: Path) -> bytes:
         def make(part: Path, work: Path) -> None:
             (parent / "maker").write_text(str(os.getpid()))
-            write_tokens(imdb.read(archive), part, work)
+            write_tokens(imdb.read_reviews(archive), part, work)
 
         return (cached(parent, "imdb", {}, make) / "manifest.json").read_bytes()
 

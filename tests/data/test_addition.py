@@ -1,4 +1,4 @@
-"""Addition: the data, and sums that are exact far beyond the training's."""
+"""The addition data, and exact sums of numbers far longer than in training."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_labels_are_the_bits_of_the_sum(bits):
     assert max(a) < 2**bits
 
 
-def test_trains_on_up_to_8_bits_alone():
+def test_training_has_at_most_8_bits():
     data = Addition(train=1001, validation=80)
     data.setup()
     for split, n in (("train", 1001), ("validation", 80)):

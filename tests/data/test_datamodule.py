@@ -1,4 +1,4 @@
-"""What the data modules share: values are checked once, before any batch is made of them."""
+"""SequenceData checks values once, before it makes batches of them."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_bad_values_are_refused(sequences, labels, message):
         Data().add_split("test", sequences, labels)
 
 
-def test_good_values_are_held():
+def test_good_values_are_kept():
     data = Data()
     data.add_split("train", [np.array([0, 2]), np.array([], dtype=int)], [0, 1])
     data.add_split("test", ragged([0, 99]), [1])
@@ -47,7 +47,7 @@ def test_good_values_are_held():
 
 
 @pytest.mark.bad_input
-def test_the_rnn_must_suit_the_labels():
+def test_the_outputs_of_the_rnn_must_match_the_labels():
     Data().check_compatible(RNN(3, 2, 1))
     Data().check_compatible(RNN(3, 2, 2, readout="max"))
     for rnn, message in (

@@ -1,6 +1,8 @@
-"""The download, against a server on this machine that does everything wrong."""
+"""The download from a local server that fails in every way."""
 
 import hashlib
+import os
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,6 +57,17 @@ def test_a_good_file_arrives(server, tmp_path):
     fetch(f"{server}/good", tmp_path / "new" / "file")
     assert (tmp_path / "new" / "file").read_bytes() == GOOD
     assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_the_part_of_a_killed_download_is_removed_and_that_of_a_running_one_is_kept(server, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, running = (tmp_path / f".file.{pid}.part" for pid in (ended.pid, os.getppid()))
+    other = tmp_path / f".other.{ended.pid}.part"
+    for part in (left, running, other):
+        part.write_bytes(GOOD[:100])
+    fetch(f"{server}/good", tmp_path / "file")
+    assert set(tmp_path.iterdir()) == {tmp_path / "file", running, other}
 
 
 @pytest.mark.bad_input

@@ -1,4 +1,4 @@
-"""The quickstart corpus: a bag of words cannot tell its labels, the RNN can."""
+"""The quickstart corpus: the RNN can predict its labels, a bag of words cannot."""
 
 import json
 from pathlib import Path

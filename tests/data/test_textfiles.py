@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_documents import write_folder, write_lines, write_table
+from test_documents import write_folder, write_lines, write_shards, write_table
 from trials import ROOT, differences, stopped_at
 
 from torch_rnn import RNN
@@ -55,7 +55,7 @@ def test_a_run_of_three_classes_leaves_what_predicts_them(files, tmp_path):
     assert "wonderful" in about["text"]["vocabulary"]
 
 
-def test_it_resumes_to_the_same_bits(files, tmp_path):
+def test_a_resumed_run_gives_the_same_bits(files, tmp_path):
     assert train(files, tmp_path / "undisturbed") == 0
     with stopped_at(3):
         assert train(files, tmp_path / "run") == 143
@@ -75,16 +75,29 @@ def test_the_format_makes_no_difference(tmp_path):
     assert found[0] == found[1]
 
 
-def test_equal_texts_are_on_one_side_of_the_split(tmp_path):
+def test_equal_texts_are_in_one_split(tmp_path):
     for split in ("train", "test"):
         write_table(tmp_path / f"{split}.csv", [(f"text {i % 10}", str(i % 2)) for i in range(100)])
     data = TextFiles(
         f"{tmp_path}/train.csv", f"{tmp_path}/test.csv", cache=f"{tmp_path}/cache", validation=0.25
     )
     data.setup()
-    texts = [{tuple(of) for of in data.splits[split][0]} for split in ("train", "validation")]
+    texts = [{tuple(ids) for ids in data.splits[split][0]} for split in ("train", "validation")]
     assert not texts[0] & texts[1]
     assert len(data.splits["validation"][1]) == 30
+
+
+def test_a_run_from_a_folder_of_shards_is_the_run_from_csv(tmp_path):
+    shards = tmp_path / "shards"
+    for split, n in (("train", 200), ("test", 40)):
+        made = rows(n, n, ("bad", "fair", "good"))
+        write_shards(shards, split, made, 2)
+        write_table(tmp_path / f"{split}.csv", made[0::2] + made[1::2])
+    assert train((shards, shards), tmp_path / "run") == 0
+    assert train((tmp_path / "train.csv", tmp_path / "test.csv"), tmp_path / "csv") == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (found["test"]["n"], found["validation"]["n"]) == (40, 20)
+    assert differences(tmp_path / "run", tmp_path / "csv") == []
 
 
 BOTH = [("x", "a"), ("y", "b")]
@@ -98,13 +111,16 @@ BOTH = [("x", "a"), ("y", "b")]
         ([("x", "a"), ("y", "a")], [("x", "a")], [], "the train data have one label only ('a')"),
         (BOTH, BOTH, ["--data.text_column=review"], "and no review; name yours with"),
         (BOTH, BOTH, ["--model.output_size=3"], "output_size is 3; 2 classes need 1 or 2"),
-        ([("x", "a"), ("x", "b")], BOTH, [], "validation is 0.1; that leaves nothing of these data"),
+        (
+            [("x", "a"), ("x", "b")],
+            BOTH,
+            [],
+            "validation is 0.1; that leaves no data for training",
+        ),
         (BOTH, [], [], "the test data hold no document"),
     ],
 )
-def test_files_that_cannot_be_learnt_from_are_one_sentence(
-    tmp_path, capsys, train_rows, test_rows, more, message
-):
+def test_unusable_files_are_one_sentence(tmp_path, capsys, train_rows, test_rows, more, message):
     files = tmp_path / "train.csv", tmp_path / "test.csv"
     for path, found in zip(files, (train_rows, test_rows), strict=True):
         write_table(path, found)

@@ -1,4 +1,4 @@
-"""Tokens: the same whatever the chunks and the processes, in little memory, and resumed after a kill."""
+"""Tokens do not depend on chunks or processes, need little memory, and resume after a kill."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from file_trials import fork
 
 from torch_rnn.data import tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
-from torch_rnn.data.documents import Document, Listed
+from torch_rnn.data.documents import Document, DocumentList
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
@@ -28,7 +28,9 @@ FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens
 
 def made(n, seed):
     texts, labels = corpus(n, seed)
-    return Listed([Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)])
+    return DocumentList(
+        [Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)]
+    )
 
 
 def written(folder, splits):
@@ -37,19 +39,22 @@ def written(folder, splits):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_written_is_what_was_said(tmp_path):
+def test_tokens_are_those_of_the_documents(tmp_path):
     train, test = made(50, 0), made(20, 1)
     assert written(tmp_path / "out", {"train": train, "test": test}).keys() == FILES | {
         "words.json",
         "classes.json",
     }
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert words == Vocabulary.build(Counter(w for of in train.found for w in tokenize(of.text))).words
+    assert (
+        words
+        == Vocabulary.build(Counter(w for document in train.documents for w in tokenize(document.text))).words
+    )
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
     for split, source in (("train", train), ("test", test)):
         found = read_tokens(tmp_path / "out", split)
-        assert len(found.labels) == len(source.found)
-        for i, document in enumerate(source.found):
+        assert len(found.labels) == len(source.documents)
+        for i, document in enumerate(source.documents):
             ids = found.ids[found.offsets[i] : found.offsets[i + 1]]
             assert ids.tolist() == Vocabulary(words).encode(tokenize(document.text)).tolist()
             assert "ab"[found.labels[i]] == document.label
@@ -59,14 +64,14 @@ def test_what_is_written_is_what_was_said(tmp_path):
 def test_chunks_and_processes_make_no_difference(tmp_path, monkeypatch, cores):
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "whole", splits)
-    monkeypatch.setattr(tokens, "CHUNK", 2000)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
     monkeypatch.setattr(tokens, "_cores", lambda: cores)
     assert written(tmp_path / "chunks", splits) == whole
     assert len(list((tmp_path / "chunks.work").iterdir())) > 10
 
 
-def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "CHUNK", 2000)
+def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "a", splits)
     work = tmp_path / "b.work"
@@ -74,10 +79,10 @@ def test_chunks_that_are_there_are_not_made_again_and_broken_ones_are(tmp_path, 
     gone, broken = work / "train-000003.npz", work / "train-000005.npz"
     gone.unlink()
     broken.write_bytes(broken.read_bytes()[:-20])
-    made_again, plain = [], tokens._tokenized
+    made_again, plain = [], tokens._write_chunk
     monkeypatch.setattr(tokens, "_cores", lambda: 1)
     monkeypatch.setattr(
-        tokens, "_tokenized", lambda path, *rest: (made_again.append(path), plain(path, *rest))
+        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), plain(path, *rest))
     )
     assert written(tmp_path / "b", splits) == whole
     assert made_again == [gone, broken]
@@ -88,7 +93,7 @@ import sys
 from pathlib import Path
 from torch_rnn.data import tokens
 from torch_rnn.data.textfiles import TextFiles
-tokens.CHUNK = 1 << 16
+tokens.CHUNK_SIZE = 1 << 16
 TextFiles(sys.argv[1], sys.argv[2], cache=sys.argv[3]).prepare_data()
 """
 
@@ -103,9 +108,11 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in found.iterdir()}
 
 
-def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
     for split, n in (("train", 20000), ("test", 200)):
-        lines = [json.dumps({"text": of.text, "label": of.label}) for of in made(n, n).found]
+        lines = [
+            json.dumps({"text": document.text, "label": document.label}) for document in made(n, n).documents
+        ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     process = prepare(tmp_path, "cache")
     while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
@@ -121,7 +128,7 @@ def test_preparation_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
                 assert path.stat().st_mtime_ns == written_at
         time.sleep(0.01)
     assert again.returncode == 0
-    monkeypatch.setattr(tokens, "CHUNK", 1 << 18)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1 << 18)
     files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
     TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
@@ -152,18 +159,18 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
     assert found
 
 
-def test_rare_words_are_forgotten_where_there_are_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "WORDS", 10)
-    monkeypatch.setattr(tokens, "CHUNK", 100)
+def test_rare_words_are_dropped_if_there_are_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "MAX_WORDS", 10)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
     often = " ".join(f"often{i}" for i in range(9))
     rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
-    written(tmp_path / "out", {"train": Listed(rows), "test": Listed(rows)})
+    written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
     words = json.loads((tmp_path / "out" / "words.json").read_text())
     assert set(words) == {"<unk>", *often.split()}
 
 
 def test_whole_groups_are_held_out_whatever_the_order():
-    keys = np.array([tokens.key_of(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
+    keys = np.array([tokens.group_key(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
     learnt, held_out = grouped_split(keys, 0.1)
     assert sorted([*learnt, *held_out]) == list(range(400))
     assert not set(keys[learnt]) & set(keys[held_out])
@@ -181,17 +188,17 @@ def test_whole_groups_are_held_out_whatever_the_order():
         ("ab", "", "the test data hold no document"),
     ],
 )
-def test_labels_that_cannot_be_learnt_are_refused(tmp_path, train, test, message):
+def test_unusable_labels_are_refused(tmp_path, train, test, message):
     splits = {
-        split: Listed([Document("x", label, "x") for label in labels])
+        split: DocumentList([Document("x", label, "x") for label in labels])
         for split, labels in (("train", train), ("test", test))
     }
     with pytest.raises(RunError, match=message):
         written(tmp_path / "out", splits)
 
 
-def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
-    rows = Listed([Document("x", str(label), "x") for label in (10, 9, -1)])
+def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path):
+    rows = DocumentList([Document("x", str(label), "x") for label in (10, 9, -1)])
     written(tmp_path / "out", {"train": rows, "test": rows})
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["-1", "9", "10"]
     assert read_tokens(tmp_path / "out", "train").labels.tolist() == [2, 1, 0]
@@ -209,13 +216,13 @@ def resident():
 def prepared(name):
     TextFiles(f"{sys.argv[1]}/{name}.csv", f"{sys.argv[1]}/few.csv", cache=sys.argv[1]).prepare_data()
 
-peak, plain = 0, tokens._chunk
+peak, plain = 0, tokens._read_chunk
 def watched(*args):
     global peak
     peak = max(peak, resident())
     return plain(*args)
 
-tokens.CHUNK, tokens._chunk = 1 << 19, watched
+tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
 prepared("few")
 before, peak = resident(), 0
 prepared("many")
@@ -244,7 +251,7 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
     np.save(tmp_path / "train_offsets.npy", np.arange(n + 1) * T)
     for name in ("labels", "keys"):
         np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
-    monkeypatch.setattr(tokens, "RESIDENT", 1 << 22)
+    monkeypatch.setattr(tokens, "MAX_IN_MEMORY", 1 << 22)
     found = read_tokens(tmp_path, "train")
     ragged = RaggedSequences(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
     loader = Loader(
@@ -263,12 +270,12 @@ def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
     written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
     draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
     for resident in (1 << 28, 0):
-        monkeypatch.setattr(tokens, "RESIDENT", resident or 16)
-        of = read_tokens(tmp_path / "out", "train")
-        assert isinstance(of.ids, np.ndarray) == bool(resident)
-        ragged = RaggedSequences(of.ids, of.offsets, np.arange(100), maxlen=12, max_features=30)
-        found.append([Sequences(ragged, of.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", resident or 16)
+        train = read_tokens(tmp_path / "out", "train")
+        assert isinstance(train.ids, np.ndarray) == bool(resident)
+        ragged = RaggedSequences(train.ids, train.offsets, np.arange(100), maxlen=12, max_features=30)
+        found.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
         assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
-        assert of.ids.min(initial=9) == 1
+        assert train.ids.min(initial=9) == 1
     for a, b in zip(*found, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))

@@ -82,7 +82,7 @@ def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_beg
         (["--trainer.callbacks+=Timer"], "trainer.callbacks has Timer; use trainer.max_time"),
         (["--trainer.plugins=AsyncCheckpointIO"], "AsyncCheckpointIO; checkpoints are signed"),
         (["--trainer.enable_checkpointing=false"], "trainer.enable_checkpointing is false; the run always"),
-        (["--trainer.limit_predict_batches=3"], "trainer.limit_predict_batches is 3.0; a run does not"),
+        (["--trainer.limit_predict_batches=3"], "trainer.limit_predict_batches is 3"),
         (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler is true"),
         (["--trainer.sync_batchnorm=true"], "trainer.sync_batchnorm is true; the model has no batch norm"),
         (["--trainer.barebones=true"], "trainer.barebones is true"),

@@ -1,6 +1,6 @@
 """text -> tokens -> ids -> batches (x, lengths, labels); each data set is a LightningDataModule.
 
-A data set yields documents; `tokens` writes their ids to a cache once; `batches` draws batches of similar
+A data set yields documents, `tokens` writes their ids to a cache once, and `batches` draws batches of similar
 length from it. Reading order: text, documents, tokens, cache, batches, datamodule, corpus, the data sets.
 """
 

@@ -1,18 +1,20 @@
-"""Addition: two bits a step, least significant first, the sum bit out at every step, the carry in h."""
+"""Addition of binary numbers: two bits in and one bit of the sum out at each step, the lowest bit first."""
 
 from collections import Counter
 
 import numpy as np
 import torch
 
-from torch_rnn.data.datamodule import SequenceData, at_least_1
+from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.nn.module import RNN
 
 
 def pairs(rng: np.random.Generator, n: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """n additions a + b of random numbers of so many bits: x (n, T, 2) floats, labels (n, T), T = bits + 1.
+    """Returns n random pairs of numbers with so many bits, and their sums.
 
-    x[:, t] are bit t of a and of b, labels[:, t] is bit t of the sum; the last step brings out the carry.
+    Returns:
+        x (n, T, 2) floats and labels (n, T) with T = bits + 1. x[:, t] is bit t of the two numbers and
+        labels[:, t] is bit t of their sum. The last step is for the carry.
     """
     x = np.zeros((n, bits + 1, 2), dtype=np.float32)
     x[:, :bits] = rng.integers(2, size=(n, bits, 2))
@@ -24,11 +26,15 @@ def pairs(rng: np.random.Generator, n: int, bits: int) -> tuple[np.ndarray, np.n
 
 
 class Addition(SequenceData):
-    """Trains on random pairs of 1 to `bits` bits, and tests on the same numbers of far longer ones.
+    """Random pairs of numbers: 1 to `bits` bits for training, many more for the test.
 
-    train, validation   how many pairs, of 1 to `bits` bits in equal parts.
-    test                {bits: how many pairs}.
-    batch_size, seed    of the training; seed draws the pairs and orders the batches.
+    Args:
+        bits: The largest number of bits in training and validation.
+        train: The number of pairs, in equal parts of 1 to `bits` bits.
+        validation: The same for validation.
+        test: The number of pairs for each number of bits; None is 1,000 of 64 bits and 100 of 1,000 bits.
+        batch_size: Pairs in a batch.
+        seed: The seed of the pairs and of the order of the batches.
     """
 
     name = "addition"
@@ -46,7 +52,7 @@ class Addition(SequenceData):
         seed: int = 0,
     ):
         super().__init__(batch_size, seed)
-        at_least_1(bits=bits, train=train, validation=validation)
+        check_positive(bits=bits, train=train, validation=validation)
         self.bits, self.sizes = bits, {"train": train, "validation": validation}
         self.test = {64: 1000, 1000: 100} if test is None else test
 
@@ -61,14 +67,14 @@ class Addition(SequenceData):
 
     @torch.no_grad()
     def remarks(self, rnn: RNN) -> list[str]:
-        """Of how many test pairs every bit of the sum is right."""
-        exact, number = Counter(), Counter()
+        """Returns the number of test pairs with every bit of the sum right, for each number of bits."""
+        exact, total = Counter(), Counter()
         for x, lengths, labels, *_ in self.loader("test"):
             right = rnn.predict(x, lengths).cpu() == labels
             for length, row in zip(lengths.tolist(), right, strict=True):
-                number[length - 1] += 1
+                total[length - 1] += 1
                 exact[length - 1] += int(row[:length].all())
-        return [f"{bits} bits: {exact[bits]:,} of {number[bits]:,} sums are exact" for bits in sorted(number)]
+        return [f"{bits} bits: {exact[bits]:,} of {total[bits]:,} sums are exact" for bits in sorted(total)]
 
     def _draw(self, split: str, rng: np.random.Generator, shares: dict[int, int]) -> None:
         drawn = [pairs(rng, n, bits) for bits, n in shares.items()]

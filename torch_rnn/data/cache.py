@@ -1,4 +1,4 @@
-"""A folder of files that take long to make: made once, under a lock, whole or not at all, and verified."""
+"""A cache of folders of files: made once, under a lock, whole or not at all, and verified."""
 
 import hashlib
 import json
@@ -9,23 +9,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from torch_rnn.errors import RunError
 from torch_rnn.files import file_sha256
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+ORIGIN = "origin"
 
 
-def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[Path, Path], None]) -> Path:
-    """The folder with what `make(folder, work)` writes, made only where it is not there yet or is damaged.
+def cached(
+    parent: Path,
+    name: str,
+    made_from: dict[str, Any],
+    make: Callable[[Path, Path], None],
+    origin: str | None = None,
+) -> Path:
+    """Returns a folder of the cache, and makes it if it is missing or damaged.
 
-    What make puts into work is still there when a killed start is repeated, and is removed in the end.
+    The manifest in the folder has `made_from` and the SHA-256 of every file. If two processes start at once,
+    one makes the folder and the other waits.
 
-    Its name ends in a digest of `made_from`, so that other ingredients have another folder. Its manifest has
-    the ingredients and the SHA-256 of every file. Of two starts at once, one makes it and the other waits.
-    Raises RunError where the parent folder cannot be written to.
+    Args:
+        parent: The cache.
+        name: The beginning of the folder's name, which ends in a digest of `made_from`.
+        made_from: The source and the settings, which determine the contents.
+        make: Called as make(folder, work). What it writes to `work` is kept until the folder is complete, so
+            that a start after a kill finds it.
+        origin: The paths of the source. Work of the same origin and another `made_from` is removed, because
+            its source has changed since.
+
+    Raises:
+        RunError: The cache cannot be written to.
     """
     recipe = json.dumps(made_from, sort_keys=True)
     folder = parent / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
@@ -33,9 +49,11 @@ def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[P
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        if origin is not None:
+            _remove_outdated_work(folder, name, origin)
         with FileLock(f"{folder}.lock"):
             if not _is_whole(folder):
-                _make(folder, made_from, make)
+                _make(folder, made_from, make, origin)
     except OSError as error:
         raise RunError(
             f"{parent} cannot be written to ({error}); name another folder with --data.cache"
@@ -43,12 +61,33 @@ def cached(parent: Path, name: str, made_from: dict[str, Any], make: Callable[[P
     return folder
 
 
-def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
+def _remove_outdated_work(folder: Path, name: str, origin: str) -> None:
+    """Removes the work of other folders with this origin, unless a process is at it.
+
+    Lock files stay: another process may hold or await a lock, and removing its file would let two in.
+    """
+    for work in folder.parent.glob(f"{name}-*.work"):
+        other = work.with_suffix("")
+        try:
+            if other != folder and (work / ORIGIN).read_text(encoding="utf-8") == origin:
+                with FileLock(f"{other}.lock", timeout=0):
+                    shutil.rmtree(work, ignore_errors=True)
+                    shutil.rmtree(other.with_suffix(".part"), ignore_errors=True)
+        except (Timeout, FileNotFoundError):
+            continue
+
+
+def _make(
+    folder: Path, made_from: dict[str, Any], make: Callable[[Path, Path], None], origin: str | None
+) -> None:
     work = folder.with_name(f"{folder.name}.work")
     part = folder.with_name(f"{folder.name}.part")
-    for leftover in (part, folder):  # of a start that was killed, or damaged
+    for leftover in (part, folder):  # left by a killed start, or damaged
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()
+    if origin is not None:
+        work.mkdir(exist_ok=True)
+        (work / ORIGIN).write_text(origin, encoding="utf-8")
     try:
         make(part, work)
         digests = {file.name: file_sha256(file) for file in sorted(part.iterdir())}
@@ -57,10 +96,12 @@ def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Path, Path], 
         shutil.rmtree(work, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if work.is_dir() and {path.name for path in work.iterdir()} <= {ORIGIN}:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _manifest(made_from: dict[str, Any], digests: dict[str, str]) -> str:
-    """The manifest's text, whose last entry is the SHA-256 of the others."""
+    """Returns the text of a manifest, whose last entry is the SHA-256 of the others."""
     entries = {"made_from": made_from, "sha256": digests}
     own = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     return json.dumps(entries | {"manifest": own}, indent=2)

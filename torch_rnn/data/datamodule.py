@@ -1,4 +1,4 @@
-"""SequenceData: what the data modules share, from sequences to loaders."""
+"""SequenceData: the base class of the data modules, from sequences to loaders."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from torch_rnn.data.batches import WHOLE, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
+from torch_rnn.data.batches import (
+    WHOLE_BATCH,
+    BucketBatchSampler,
+    Loader,
+    RaggedSequences,
+    Sequences,
+    Shard,
+    lengths_of,
+)
 from torch_rnn.data.text import Vocabulary
 from torch_rnn.errors import RunError
 from torch_rnn.losses import check_labels
@@ -15,18 +23,11 @@ from torch_rnn.nn.module import RNN
 from torch_rnn.ops.checks import check_values
 
 
-def at_least_1(**settings: int) -> None:
+def check_positive(**settings: int) -> None:
     """Raises ValueError naming the first setting that is below 1."""
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-def lengths_of(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """The lengths (n,) of sequences (T, ...)."""
-    return (
-        sequences.lengths if isinstance(sequences, RaggedSequences) else np.array([len(s) for s in sequences])
-    )
 
 
 class SequenceData(LightningDataModule):
@@ -37,19 +38,19 @@ class SequenceData(LightningDataModule):
     """
 
     name: str
-    """results.json calls the data this."""
+    """The name of the data in results.json."""
     input_size: int
     """The width of x, or the number of different ids."""
     classes: tuple[str, ...]
-    """What each class is called, in the order of their numbers."""
+    """The names of the classes, in the order of their numbers."""
     labels_steps: bool = False
-    """Whether each step has a label, or each sequence one."""
+    """Whether each step has a label; otherwise each sequence has one."""
     vocabulary: Vocabulary | None = None
     maxlen: int | None = None
 
     def __init__(self, batch_size: int, seed: int, word_dropout: float = 0.0):
         super().__init__()
-        at_least_1(batch_size=batch_size)
+        check_positive(batch_size=batch_size)
         if not 0 <= word_dropout < 1:
             raise ValueError(f"word_dropout is {word_dropout}; it must be at least 0 and below 1")
         self.batch_size, self.seed, self.word_dropout = batch_size, seed, word_dropout
@@ -62,11 +63,12 @@ class SequenceData(LightningDataModule):
     def add_split(
         self, split: str, sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray | int]
     ) -> None:
-        """Keeps the sequences and labels of a split; their values are checked here, once.
+        """Checks the sequences and labels of a split and keeps them.
 
-        Raises RunError naming the split for an id, a number or a label out of range.
+        Raises:
+            RunError: An id, a number or a label is out of range. The message names the split.
         """
-        ragged = isinstance(sequences, RaggedSequences)  # which replaces ids that are too high
+        ragged = isinstance(sequences, RaggedSequences)  # these replace ids that are too high
         try:
             for x in [np.array([sequences.flat.min(initial=0)])] if ragged else sequences:
                 check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
@@ -77,26 +79,22 @@ class SequenceData(LightningDataModule):
         self.splits[split] = (sequences, labels)
 
     def fingerprint(self) -> dict[str, str]:
-        """Digests of the vocabulary and of all lengths and labels: what tells these data from others."""
-        found = {}
+        """Returns digests of the vocabulary and of all lengths and labels, which identify these data."""
+        digests = {}
         if self.vocabulary is not None:
-            found["vocabulary"] = hashlib.sha256(
-                "\n".join(self.vocabulary.words).encode("utf-8", "surrogatepass")
-            ).hexdigest()
+            words = "\n".join(self.vocabulary.words).encode("utf-8", "surrogatepass")
+            digests["vocabulary"] = hashlib.sha256(words).hexdigest()
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             sequences, labels = self.splits[split]
             digest.update(lengths_of(sequences).astype(np.int64).data)
-            labels = (
-                labels
-                if isinstance(labels, np.ndarray)
-                else np.concatenate([np.atleast_1d(y) for y in labels])
-            )
+            if not isinstance(labels, np.ndarray):
+                labels = np.concatenate([np.atleast_1d(y) for y in labels])
             digest.update(labels.astype(np.int64).data)
-        return {**found, "data": digest.hexdigest()}
+        return {**digests, "data": digest.hexdigest()}
 
     def check_compatible(self, rnn: RNN) -> None:
-        """Raises RunError where the rnn's outputs are not what these data have labels for."""
+        """Raises RunError if the outputs of the rnn do not match the labels of these data."""
         needed = {1, 2} if len(self.classes) == 2 else {len(self.classes)}
         if rnn.output_size not in needed:
             allowed = " or ".join(map(str, sorted(needed)))
@@ -106,7 +104,7 @@ class SequenceData(LightningDataModule):
             raise RunError(f"readout is {rnn.readout}; the labels of {self.name} need {needed}")
 
     def remarks(self, rnn: RNN) -> list[str]:
-        """What a reader of the report should know beside loss and accuracy, of the trained and tested rnn."""
+        """Returns sentences about the trained rnn for the report, beside loss and accuracy."""
         return []
 
     def train_dataloader(self) -> Loader:
@@ -119,11 +117,11 @@ class SequenceData(LightningDataModule):
         return self.loader("test", self._shard())
 
     def _shard(self) -> Shard:
-        """What of each batch falls to this process of the Trainer's."""
-        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE
+        """Returns the part of each batch for this process of the Trainer."""
+        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE_BATCH
 
-    def loader(self, split: str, shard: Shard = WHOLE) -> Loader:
-        """The batches of a split, or a part of each."""
+    def loader(self, split: str, shard: Shard = WHOLE_BATCH) -> Loader:
+        """Returns the loader of a split's batches, or of a part of each."""
         sequences, labels = self.splits[split]
         train = split == "train"
         return Loader(

@@ -1,160 +1,276 @@
-"""Files of labelled texts -> documents, read as a stream that can begin at any of them.
+"""Labelled texts from files, read as a stream that can begin at any document.
 
-CSV and TSV with a header, JSON lines, or a folder with a folder of .txt files for each class; all in UTF-8.
+The formats are CSV and TSV with a header, JSON lines, Parquet files or a folder of them, and a folder with
+one folder of .txt files for each class. All text is in UTF-8.
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch_rnn.errors import RunError
 
-LARGEST = 1 << 24
-"""No field of a table has more characters; one that seems to is in quotation marks that are never closed."""
+MAX_FIELD_SIZE = 1 << 24
+"""Limit on the characters of a CSV field. A longer one has quotation marks that are never closed."""
 
 
 class Document(NamedTuple):
     text: str
     label: str
     group: str
-    """Documents of one group are not torn apart by a split: the film of a review, or the text itself."""
+    """Documents of one group stay in one split: the film of a review, or the text itself."""
 
 
-Place = tuple[int, int]
-"""Where reading goes on after a document: an offset (bytes, or files), and how many lines lie before it."""
+Position = tuple[int, int]
+"""What lies before a document: (bytes, lines), (files, 0) or (row groups, rows of its own one)."""
+START: Position = (0, 0)
+SUFFIXES = ".csv, .tsv, .jsonl or .parquet"
+BATCH_ROWS = 256
+"""Rows of a Parquet file in memory at a time."""
 
 
 class Documents(Protocol):
     """A source of documents."""
 
     size: int
-    """Of all of it, in bytes."""
+    """Bytes of the whole source."""
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        """The documents from a place on, each with the place behind it. Raises RunError naming the line."""
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        """Yields the documents from `start` on, each with the position after it.
+
+        Raises:
+            RunError: A document is malformed. The message names the file and the line or the row.
+        """
 
 
-def documents(path: Path, text: str = "text", label: str = "label") -> "Lines | Folder":
-    """The documents of a .csv, .tsv or .jsonl file with these two columns, or of a folder for each class."""
+@contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Turns an error of reading or decoding a file into a RunError that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise RunError(f"{name} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise RunError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def documents(
+    path: Path, text: str = "text", label: str = "label", split: str = "train"
+) -> "ColumnFile | ParquetFiles | ClassFolders":
+    """Opens a file with the columns `text` and `label`, a folder of Parquet files, or one of class folders.
+
+    Args:
+        path: The file or folder.
+        text: The column of the texts.
+        label: The column of the labels.
+        split: The split to take from a folder with the Parquet files of several splits.
+    """
     if path.is_dir():
-        return Folder(path)
+        shards = sorted(path.glob("[!.]*.parquet"))
+        if shards and not any(path.glob("[!.]*/*.txt")):
+            return ParquetFiles(_shards_of_split(path, shards, split), text, label)
+        return ClassFolders(path)
     if not path.is_file():
-        raise RunError(f"{path} does not exist; name a .csv, .tsv or .jsonl file, or a folder of classes")
+        raise RunError(f"{path} does not exist; name a {SUFFIXES} file, or a folder of classes or shards")
     if path.suffix in (".csv", ".tsv"):
         return Table(path, text, label)
     if path.suffix == ".jsonl":
         return JsonLines(path, text, label)
-    raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .csv, .tsv or .jsonl, or a folder")
+    if path.suffix == ".parquet":
+        return ParquetFiles([path], text, label)
+    raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be {SUFFIXES}, or a folder")
 
 
-class Lines:
-    """A text file, line by line, with the place behind the last one."""
+def _shards_of_split(folder: Path, shards: list[Path], split: str) -> list[Path]:
+    """Returns the shards whose name begins with the split, or all if their names tell no splits apart."""
+    prefixes = {shard: re.match("[A-Za-z]*", shard.name)[0].lower() for shard in shards}
+    names = set(prefixes.values())
+    if split in names:
+        return [shard for shard in shards if prefixes[shard] == split]
+    if len(names) > 1 or names & {"train", "test"}:
+        raise RunError(
+            f"{folder} has .parquet files named {', '.join(sorted(f'{name}*' for name in names))}, and none "
+            f"named {split}*; name a file or a folder of the {split} data alone with --data.{split}"
+        )
+    return shards
+
+
+class LineReader:
+    """Iterates over the lines of a UTF-8 file; `position` is (bytes, lines) before the next line."""
+
+    def __init__(self, path: Path, start: Position):
+        self.path, self.position = path, start
+
+    def __iter__(self) -> Iterator[str]:
+        offset, number = self.position
+        with reading(self.path), open(self.path, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                offset, number = self.position = (offset + len(line), number + 1)
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise self.error(f"is not UTF-8 ({error.reason})") from error
+                yield text
+
+    def error(self, problem: str) -> RunError:
+        """Returns an error that names the line read last."""
+        return RunError(f"{self.path}: line {self.position[1]} {problem}")
+
+
+class ColumnFile:
+    """A file with a column of texts and a column of labels."""
 
     def __init__(self, path: Path, text: str, label: str):
         self.path, self.text, self.label = path, text, label
         self.size = path.stat().st_size
 
     def fingerprint(self) -> dict[str, Any]:
-        with open(self.path, "rb") as file:
-            ends = hashlib.sha256(file.read(1 << 20))
-            file.seek(max(0, self.size - (1 << 20)))
-            ends.update(file.read())
-        columns = [self.path.suffix, self.text, self.label]
-        time = self.path.stat().st_mtime_ns
-        return {"size": self.size, "time": time, "ends": ends.hexdigest(), "columns": columns}
+        """Returns what changes when the file or the choice of columns does."""
+        return file_fingerprint(self.path) | {"columns": [self.path.suffix, self.text, self.label]}
 
-    def lines(self, place: Place) -> Iterator[str]:
-        self.offset, self.line = place
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            for line in self._read(file):
-                self.offset += len(line)
-                self.line += 1
-                try:
-                    yield line.decode("utf-8-sig" if self.line == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise self.refusal(f"is not UTF-8 ({error.reason})") from error
-
-    def _read(self, file: BinaryIO) -> Iterator[bytes]:
-        try:
-            yield from file
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be read: {error.strerror}") from error
-
-    def refusal(self, what: str) -> RunError:
-        return RunError(f"{self.path}: line {self.line} {what}")
-
-    def document(self, text: Any, label: Any) -> tuple[Document, Place]:
-        if not isinstance(text, str):
-            raise self.refusal(f"has {self.text} {text!r}; it must be a text")
-        if isinstance(label, bool) or not isinstance(label, str | int) or str(label).strip() == "":
-            raise self.refusal(f"has {self.label} {label!r}; it must be a word or a whole number")
-        return Document(text, str(label).strip(), text), (self.offset, self.line)
-
-
-class Table(Lines):
-    """CSV, or TSV by its ending, with a header (RFC 4180: fields in quotes may hold line breaks)."""
-
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        csv.field_size_limit(LARGEST)
-        delimiter = "\t" if self.path.suffix == ".tsv" else ","
-        header = self._row(csv.reader(self.lines((0, 0)), delimiter=delimiter, strict=True)) or []
-        if missing := {self.text, self.label} - set(header):
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raises RunError if the column of texts or of labels is missing."""
+        if missing := {self.text, self.label} - set(columns):
             raise RunError(
-                f"{self.path} has the columns {', '.join(header) or 'none'}, and no "
+                f"{self.path} has the columns {', '.join(columns) or 'none'}, and no "
                 f"{' and no '.join(sorted(missing))}; name yours with --data.text_column, --data.label_column"
             )
-        where = header.index(self.text), header.index(self.label)
-        rows = csv.reader(self.lines(max(place, (self.offset, self.line))), delimiter=delimiter, strict=True)
-        while (row := self._row(rows)) is not None:
+
+    def document(self, text: Any, label: Any, error: Callable[[str], RunError]) -> Document:
+        """Returns the document of one row; `error` makes the exception that names the row."""
+        if not isinstance(text, str):
+            raise error(f"has {self.text} {text!r}; it must be a text")
+        if isinstance(label, bool) or not isinstance(label, str | int) or str(label).strip() == "":
+            raise error(f"has {self.label} {label!r}; it must be a word or a whole number")
+        return Document(text, str(label).strip(), text)
+
+
+class Table(ColumnFile):
+    """CSV, or TSV by its suffix, with a header (RFC 4180: quoted fields may hold line breaks)."""
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        header, _, first = next(self._rows(START), ([], None, START))
+        self.check_columns(header)
+        text, label = header.index(self.text), header.index(self.label)
+        for row, lines, position in self._rows(max(start, first)):
             if row and len(row) != len(header):
-                raise self.refusal(f"has {len(row)} columns; the header has {len(header)}")
+                raise lines.error(f"has {len(row)} columns; the header has {len(header)}")
             if row:
-                yield self.document(row[where[0]], row[where[1]])
+                yield self.document(row[text], row[label], lines.error), position
 
-    def _row(self, rows: Iterator[list[str]]) -> list[str] | None:
+    def _rows(self, start: Position) -> Iterator[tuple[list[str], LineReader, Position]]:
+        """Yields the rows, each with the reader and the position after the row; an empty line is []."""
+        csv.field_size_limit(MAX_FIELD_SIZE)
+        lines = LineReader(self.path, start)
         try:
-            return next(rows, None)
+            for row in csv.reader(lines, delimiter="\t" if self.path.suffix == ".tsv" else ",", strict=True):
+                yield row, lines, lines.position
         except csv.Error as error:
-            raise self.refusal(f"cannot be read as CSV: {error}") from error
+            raise lines.error(f"cannot be read as CSV: {error}") from error
 
 
-class JsonLines(Lines):
-    """A JSON object a line."""
+class JsonLines(ColumnFile):
+    """One JSON object a line."""
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for line in self.lines(place):
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        lines = LineReader(self.path, start)
+        for line in lines:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise self.refusal(f"is not JSON: {error}") from error
-            if not isinstance(found, dict) or not {self.text, self.label} <= found.keys():
-                raise self.refusal(
+                raise lines.error(f"is not JSON: {error}") from error
+            if not isinstance(row, dict) or not {self.text, self.label} <= row.keys():
+                raise lines.error(
                     f"is no object with {self.text} and {self.label}; name them with --data.text_column and "
                     f"--data.label_column"
                 )
-            yield self.document(found[self.text], found[self.label])
+            yield self.document(row[self.text], row[self.label], lines.error), lines.position
 
 
-class Listed:
-    """Documents that are in memory already."""
+class ParquetFile(ColumnFile):
+    """A Parquet file, read in batches of rows; a position is (row groups, rows of the next one) before it."""
 
-    def __init__(self, found: Sequence[Document]):
-        self.found = found
-        self.size = sum(len(of.text) for of in found)
+    def __init__(self, path: Path, text: str, label: str):
+        super().__init__(path, text, label)
+        with self._open() as file:
+            self.check_columns(file.schema_arrow.names)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        self.size = sum(group.total_byte_size for group in groups)  # without the compression
+        self.first_rows = [0, *accumulate(group.num_rows for group in groups)]
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for i in range(place[0], len(self.found)):
-            yield self.found[i], (i + 1, 0)
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        with self._open() as file:
+            for group in range(start[0], file.num_row_groups):
+                row = start[1] if group == start[0] else 0
+                for texts, labels in self._columns(file, group, row):
+                    for text, label in zip(texts, labels, strict=True):
+                        row += 1
+                        error = partial(self._error, self.first_rows[group] + row)
+                        try:
+                            values = text.as_py(), label.as_py()
+                        except UnicodeDecodeError as problem:
+                            raise error(f"is not UTF-8 ({problem.reason})") from problem
+                        yield self.document(*values, error), (group, row)
+
+    def _columns(self, file: Any, group: int, skipped: int) -> Iterator[list[Iterable]]:
+        """Yields the texts and the labels of a row group in batches, without the first `skipped` rows."""
+        columns = [self.text, self.label]
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            first = min(skipped, len(batch))
+            yield [batch.column(batch.schema.names.index(name)).slice(first) for name in columns]
+            skipped -= first
+
+    def _error(self, row: int, problem: str) -> RunError:
+        return RunError(f"{self.path}: row {row} {problem}")
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise RunError(f"{self.path} cannot be read without pyarrow: pip install pyarrow") from error
+        # With the default options, pyarrow reads a whole row group into memory.
+        options = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
+        try:
+            with pyarrow.parquet.ParquetFile(self.path, **options) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            raise RunError(f"{self.path} is damaged or not a Parquet file ({error})") from error
 
 
-class Folder:
-    """A folder whose folders are the classes; each .txt file in one of them is a document."""
+class ParquetFiles:
+    """Parquet files, one after the other; the row groups of a position are counted through all files."""
+
+    def __init__(self, paths: list[Path], text: str, label: str):
+        self.files = [ParquetFile(path, text, label) for path in paths]
+        self.size = sum(file.size for file in self.files)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"files": [[file.path.name, file.fingerprint()] for file in self.files]}
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        before = 0  # row groups in the files before
+        for file in self.files:
+            groups = len(file.first_rows) - 1
+            if start[0] < before + groups:
+                first = (start[0] - before, start[1]) if start[0] >= before else START
+                for document, (group, row) in file.read(first):
+                    yield document, (before + group, row)
+            before += groups
+
+
+class ClassFolders:
+    """A folder whose folders are the classes; each .txt file in them is a document."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -165,19 +281,37 @@ class Folder:
         self.size = sum(self.sizes)
 
     def fingerprint(self) -> dict[str, Any]:
-        listing = hashlib.sha256()
+        digest = hashlib.sha256()
         for file, size in zip(self.files, self.sizes, strict=True):
             name = file.relative_to(self.path).as_posix()
-            listing.update(f"{name} {size} {file.stat().st_mtime_ns}\n".encode())
-        return {"folder": listing.hexdigest()}
+            digest.update(f"{name} {size} {file.stat().st_mtime_ns}\n".encode())
+        return {"folder": digest.hexdigest()}
 
-    def read(self, place: Place = (0, 0)) -> Iterator[tuple[Document, Place]]:
-        for i in range(place[0], len(self.files)):
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        for i in range(start[0], len(self.files)):
             file = self.files[i]
-            try:
+            with reading(file):
                 text = file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise RunError(f"{file} is not UTF-8: {error}") from error
-            except OSError as error:
-                raise RunError(f"{file} cannot be read: {error.strerror}") from error
             yield Document(text, file.parent.name, text), (i + 1, 0)
+
+
+class DocumentList:
+    """Documents in memory."""
+
+    def __init__(self, documents: Sequence[Document]):
+        self.documents = documents
+        self.size = sum(len(document.text) for document in documents)
+
+    def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
+        for i in range(start[0], len(self.documents)):
+            yield self.documents[i], (i + 1, 0)
+
+
+def file_fingerprint(path: Path) -> dict[str, Any]:
+    """Returns the size and time of a file and the SHA-256 of its first and last MiB."""
+    status = path.stat()
+    with open(path, "rb") as file:
+        ends = hashlib.sha256(file.read(1 << 20))
+        file.seek(max(0, status.st_size - (1 << 20)))
+        ends.update(file.read())
+    return {"size": status.st_size, "time": status.st_mtime_ns, "ends": ends.hexdigest()}

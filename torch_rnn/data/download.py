@@ -1,6 +1,7 @@
-"""A file from the network: whole, verified and in its place, or not there at all."""
+"""Download of a file, which appears at its path only when it is complete and verified."""
 
 import hashlib
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,10 +19,15 @@ TIMEOUT = 30
 
 
 def download(url: str, path: Path, size: int, sha256: str) -> None:
-    """Fetches url to path, with a progress bar; nothing stands at path before size and SHA-256 are right.
+    """Downloads a file with a progress bar, and removes what killed downloads of it have left.
 
-    Raises RunError where the network, the server or the contents fail, OSError where the disk does.
+    Raises:
+        RunError: The network or the server fails, or the size or the SHA-256 is wrong.
+        OSError: The file cannot be written.
     """
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        if not _is_running(int(part.name.split(".")[-2])):
+            part.unlink(missing_ok=True)
     write_atomically(path, lambda part: _fetch(url, part, size, sha256))
 
 
@@ -29,7 +35,7 @@ def _fetch(url: str, part: Path, size: int, sha256: str) -> None:
     digest, received = hashlib.sha256(), 0
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     chunks = _chunks(url)
-    first = next(chunks, b"")  # the folder is made only where there is something to put into it
+    first = next(chunks, b"")  # before the folder is made: a failure leaves no empty folder
     part.parent.mkdir(parents=True, exist_ok=True)
     with Progress(*columns) as progress, open(part, "wb") as file:
         task = progress.add_task(url, total=size)
@@ -44,6 +50,18 @@ def _fetch(url: str, part: Path, size: int, sha256: str) -> None:
         raise RunError(f"{url} sent {received:,} of {size:,} bytes; try again")
     if digest.hexdigest() != sha256:
         raise RunError(f"{url} has SHA-256 {digest.hexdigest()}, not {sha256}; it is not the published file")
+
+
+def _is_running(pid: int) -> bool:
+    """Returns whether the process may be running; always true on Windows, where os.kill would end it."""
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def _chunks(url: str) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Grammar: film reviews made by a small grammar, for a first run without a download. They are not IMDB.
+"""Film reviews from a small grammar, for a first run without a download. They are not IMDB.
 
     review   -> aside* verdict aside*
     verdict  -> opinion(label) . | contrast
@@ -7,15 +7,15 @@
               | opinion(label) , even though opinion(other) .
     opinion  -> the acting was wonderful | the plot was not dull | nobody would call the film bad | ...
 
-A bag of words cannot tell who wins a contrast: exchange its two opinions, and the same words have the other
-label. With 60 % contrasts it is right on at most 40 + 60 / 2 = 70 % of the reviews, whatever it learns.
+A bag of words cannot tell which opinion of a contrast decides: if the two are exchanged, the same words have
+the other label. With 60 % contrasts its accuracy is at most 40 + 60 / 2 = 70 %.
 """
 
 from collections import Counter
 
 import numpy as np
 
-from torch_rnn.data.datamodule import SequenceData, at_least_1
+from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.nn.module import RNN
 
@@ -74,7 +74,7 @@ FILLERS = {
 
 
 def review(rng: np.random.Generator, label: int) -> str:
-    """One review of the label 0 (negative) or 1 (positive)."""
+    """Returns a review with the label 0 (negative) or 1 (positive)."""
     before, after = rng.integers(4), rng.integers(3)
     sentences = (
         [_aside(rng) for _ in range(before)] + [_verdict(rng, label)] + [_aside(rng) for _ in range(after)]
@@ -83,7 +83,7 @@ def review(rng: np.random.Generator, label: int) -> str:
 
 
 def corpus(n: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """n reviews, half of them positive, and their labels (n,); equal seeds give equal reviews."""
+    """Returns n reviews, half of them positive, and their labels (n,); equal seeds give equal reviews."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % 2)
     return [review(rng, label) for label in labels], labels
@@ -115,11 +115,13 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 class Grammar(SequenceData):
-    """Reviews made by the grammar, the same ones whatever the training seed; the test reviews come last.
+    """Reviews from the grammar, which do not depend on the seed.
 
-    train, validation, test   how many of each.
-    max_features, maxlen      as for IMDB: ids in all, and the last so many tokens of a review.
-    batch_size, seed          of the training; seed orders the batches.
+    Args:
+        train: The number of training reviews.
+        validation: The number of validation reviews.
+        test: The number of test reviews.
+        max_features, maxlen, batch_size, seed, word_dropout: As in `Corpus`.
     """
 
     name = "quickstart"
@@ -137,13 +139,13 @@ class Grammar(SequenceData):
         word_dropout: float = 0.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
-        at_least_1(train=train, validation=validation, test=test, max_features=max_features, maxlen=maxlen)
         self.sizes = {"train": train, "validation": validation, "test": test}
+        check_positive(**self.sizes, max_features=max_features, maxlen=maxlen)
         self.input_size = self.max_features = max_features
         self.maxlen = maxlen
 
     def remarks(self, rnn: RNN) -> list[str]:
-        return ["The reviews of the quickstart are made by a small grammar: this is not a result on IMDB."]
+        return ["The reviews of the quickstart come from a small grammar: this is not a result on IMDB."]
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -1,27 +1,50 @@
-"""IMDB: the published reviews as token ids, in batches; validation holds out whole films."""
+"""The Large Movie Review Dataset (Maas et al., 2011), from its folder or archive, in batches of token ids."""
 
+import hashlib
+import io
 import logging
+import lzma
 import os
-from collections.abc import Callable
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torch_rnn.data import reviews
+from rich.progress import Progress
+
 from torch_rnn.data.corpus import Corpus
-from torch_rnn.data.documents import Document, Documents, Listed
+from torch_rnn.data.documents import Document, DocumentList, Documents, reading
+from torch_rnn.data.download import download
+from torch_rnn.errors import RunError
+from torch_rnn.files import file_sha256
 
 log = logging.getLogger(__name__)
 
+URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+SIZE = 84_125_825
+SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
+MAX_FILE_SIZE = 1 << 24
+"""Limit on the bytes of a review."""
+MAX_TOTAL_SIZE = 1 << 32
+"""Limit on the total uncompressed size of an archive."""
+
+COMPRESSED = (".gz", ".xz", ".bz2")
+REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_\d+\.txt")
+FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt")
+
 
 class IMDB(Corpus):
-    """The reviews of Maas et al. (2011), sentiment as two classes.
+    """The reviews of Maas et al. (2011) with two classes, negative and positive.
 
-    root          the folder with `aclImdb/` or its archive; $TORCH_RNN_DATA, else data/, if None. Where it
-                  has neither, the archive is downloaded into it.
-    validation    the part of the training reviews that is held out, film by film: a random part would share
-                  its films with the rest, and read 2 to 3 points too high.
-    cache, max_features, maxlen, batch_size, seed, word_dropout   as in `Corpus`.
+    Args:
+        root: The folder with `aclImdb/` or its archive; None is $TORCH_RNN_DATA, else data/. A folder with
+            neither gets the archive by download.
+        validation: The part of the training reviews that is held out, film by film. A random part would share
+            films with the rest, and its accuracy would be 2 to 3 points too high.
+        cache, max_features, maxlen, batch_size, seed, word_dropout: As in `Corpus`.
     """
 
     name = "imdb"
@@ -41,9 +64,9 @@ class IMDB(Corpus):
         super().__init__(cache, max_features, maxlen, validation, batch_size, seed, word_dropout)
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 
-    def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
-        source = reviews.find(self.root)
-        return reviews.fingerprint(source), partial(read, source)
+    def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
+        path = find_reviews(self.root)
+        return [path], fingerprint(path), partial(read_reviews, path)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -59,10 +82,119 @@ class IMDB(Corpus):
             )  # fmt: skip
 
 
-def read(source: Path) -> dict[str, Documents]:
-    """All labelled reviews in the order of their names; 0 and 1 are the labels, and the film is the group."""
-    found = reviews.read(source)
-    return {
-        split: Listed([Document(of.text, str(of.label), of.film) for of in found if of.split == split])
-        for split in ("train", "test")
-    }
+def find_reviews(root: Path) -> Path:
+    """Returns the extracted folder or the archive that is at or in `root`; downloads the archive if need be.
+
+    Raises:
+        RunError: The download failed. The message names the alternatives.
+    """
+    if root.is_file() or (root.name == "aclImdb" and root.is_dir()):
+        return root
+    if (root / "aclImdb").is_dir():
+        return root / "aclImdb"
+    files = [*root.glob("aclImdb.tar.*"), *root.glob("aclImdb_v1.tar.*")]
+    if archives := [path for path in files if path.suffix in COMPRESSED]:
+        return min(archives)
+    try:
+        download(URL, root / "aclImdb_v1.tar.gz", SIZE, SHA256)
+    except (RunError, OSError) as error:
+        raise RunError(
+            f"IMDB is not under {root}, and {error}. Put aclImdb_v1.tar.gz or the extracted aclImdb folder "
+            f"into a folder and name it with --data.root, or train without: --config configs/quickstart.yaml"
+        ) from error
+    return root / "aclImdb_v1.tar.gz"
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Returns an archive's SHA-256, or a digest of the names, sizes and times of a folder's files."""
+    if path.is_file():
+        return {"archive": file_sha256(path)}
+    digest = hashlib.sha256()
+    for file, name in _review_files(path):
+        with reading(file):
+            status = file.stat()
+        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return {"folder": digest.hexdigest()}
+
+
+def read_reviews(path: Path) -> dict[str, Documents]:
+    """Returns the labelled reviews of "train" and "test" in the order of their names.
+
+    The labels are "0" (negative) and "1" (positive); the group of a review is the address of its film.
+
+    Raises:
+        RunError: A file is damaged or missing. The message names it.
+    """
+    texts = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
+    films = {match.groups(): text.split() for name, text in texts.items() if (match := FILMS.fullmatch(name))}
+    splits: dict[str, list[Document]] = {"train": [], "test": []}
+    for name in sorted(texts):
+        if match := REVIEW.fullmatch(name):
+            split, kind, number = match.groups()
+            try:
+                film = films[split, kind][int(number)]
+            except (KeyError, IndexError):
+                raise RunError(f"{path}: {split}/urls_{kind}.txt does not name the film of {name}") from None
+            splits[split].append(Document(texts[name], "1" if kind == "pos" else "0", film))
+    if missing := sorted(split for split, reviews in splits.items() if not reviews):
+        raise RunError(f"{path} holds no reviews under {' or '.join(missing)}/{{neg,pos}}/")
+    return {split: DocumentList(reviews) for split, reviews in splits.items()}
+
+
+def _review_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yields the files of the labelled reviews and of their films, each with its name below the folder."""
+    for path in sorted([*folder.glob("t*/*/*.txt"), *folder.glob("t*/urls_*.txt")]):
+        name = path.relative_to(folder).as_posix()
+        if REVIEW.fullmatch(name) or FILMS.fullmatch(name):
+            yield path, name
+
+
+def _read_folder(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of each file of `_review_files`."""
+    for path, name in _review_files(folder):
+        with reading(path):
+            text = path.read_bytes().decode("utf-8")
+        yield name, text
+
+
+def _read_archive(archive: Path) -> Iterator[tuple[str, str]]:
+    """Yields the same as `_read_folder`. Nothing is extracted, so no name in the archive is ever a path."""
+    try:
+        with (
+            Progress() as progress,
+            progress.open(archive, "rb", description=f"reading {archive.name}") as raw,
+            tarfile.open(fileobj=io.BufferedReader(raw), mode="r:*") as tar,
+        ):
+            for member in tar:
+                _check_member(member, archive)
+                name = member.name.removeprefix("./").removeprefix("aclImdb/")
+                if REVIEW.fullmatch(name) or FILMS.fullmatch(name):
+                    if member.size > MAX_FILE_SIZE:
+                        raise RunError(
+                            f"{archive}: {member.name} has {member.size:,} bytes; no review is so long"
+                        )
+                    contents = tar.extractfile(member).read()
+                    with reading(f"{archive}: {member.name}"):
+                        text = contents.decode("utf-8")
+                    yield name, text
+            for chunk in iter(lambda: tar.fileobj.read(1 << 20), b""):  # the checksum is at the end
+                if chunk.strip(b"\0"):
+                    raise tarfile.ReadError("data behind its end")
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise RunError(
+            f"{archive} is damaged or not an archive ({error}); delete it and start again"
+        ) from error
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    """Raises RunError for a member that would do harm if it were extracted."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        problem = "leaves its folder"
+    elif not (member.isreg() or member.isdir()):
+        problem = "is a link or a device, not a plain file"
+    elif (end := member.offset_data + member.size) > MAX_TOTAL_SIZE:
+        problem = f"ends at byte {end:,}; the whole data set has fewer than {MAX_TOTAL_SIZE:,}"
+    else:
+        return
+    raise RunError(f"{archive}: {member.name} {problem}; it is not the published archive, do not extract it")

@@ -13,18 +13,18 @@ UNKNOWN = "<unk>"
 
 
 def tokenize(text: str) -> list[str]:
-    """The tokens of a text. Example: "It's <br /> GOOD." gives ["it", "'", "s", "good", "."]."""
+    """Returns the tokens of a text. Example: "It's <br /> GOOD." gives ["it", "'", "s", "good", "."]."""
     return _torchtext()[0](text)
 
 
 @cache
 def _torchtext() -> tuple[Callable[[str], list[str]], type]:
-    """Its tokenizer and its Vocab. Raises ImportError, which names the fix, for any other version."""
+    """Returns torchtext's tokenizer and Vocab. Raises ImportError for any version but TORCHTEXT."""
     try:
         installed = metadata.version("torchtext")
     except metadata.PackageNotFoundError:
         installed = "not installed"
-    if installed != TORCHTEXT:  # seen before the import: that of 0.7 to 0.18 ends in a linker error
+    if installed != TORCHTEXT:  # checked before the import, since 0.7 to 0.18 fail with a linker error
         raise ImportError(
             f"torchtext is {installed}; torch_rnn needs {TORCHTEXT}, the last one in pure Python "
             f"(0.7 to 0.18 load under torch 2.3 or older only): pip install torchtext=={TORCHTEXT}"
@@ -36,9 +36,9 @@ def _torchtext() -> tuple[Callable[[str], list[str]], type]:
 
 
 class Vocabulary:
-    """Words and their ids, the most frequent first; id 0 is every word that it does not hold.
+    """Words and their ids, the most frequent first. Id 0 stands for every other word.
 
-    A vocabulary of n words is the first n of any larger one: ids from n on become 0, and nothing else moves.
+    A vocabulary of n words consists of the first n of any larger one, so a smaller one only turns ids into 0.
     """
 
     def __init__(self, words: Sequence[str]):
@@ -49,7 +49,7 @@ class Vocabulary:
 
     @classmethod
     def build(cls, counts: Counter, max_features: int | None = None) -> "Vocabulary":
-        """From the number of times each word occurs; max_features counts all ids, that of `<unk>` too."""
+        """Builds a vocabulary from the counts of words; max_features is the number of ids, with `<unk>`."""
         _, vocab = _torchtext()
         # torchtext's max_size does not count the specials.
         max_size = None if max_features is None else max_features - 1
@@ -59,9 +59,9 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, tokens: Iterable[str]) -> np.ndarray:
-        """The tokens' ids, int32 (T,)."""
+        """Returns the ids of the tokens, int32 (T,)."""
         return np.array([self._ids.get(token, 0) for token in tokens], dtype=np.int32)
 
     def first(self, max_features: int) -> "Vocabulary":
-        """The vocabulary of the max_features most frequent words, `<unk>` counted."""
+        """Returns the vocabulary of the first max_features ids."""
         return Vocabulary(self.words[:max_features])

@@ -1,4 +1,4 @@
-"""A user's own texts: CSV, TSV, JSON lines or a folder for each class, with two classes or more."""
+"""A user's own texts, with two classes or more."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +9,17 @@ from torch_rnn.data.documents import Documents, documents
 
 
 class TextFiles(Corpus):
-    """Labelled texts in files, of which `documents` tells the formats; equal texts are held out together.
+    """Labelled texts in files of the formats of `documents`.
 
-    train, test   the two files or folders.
-    text_column, label_column   what the columns of a table, or the keys of an object, are called.
-    cache, max_features, maxlen, validation, batch_size, seed, word_dropout   as in `Corpus`.
+    The classes are the labels of the training texts, ordered as numbers or else alphabetically. Equal texts
+    are held out together.
 
-    The classes are the labels of the training texts, in the order of their numbers or of the alphabet.
+    Args:
+        train: The file or folder of the training and validation texts.
+        test: The file or folder of the test texts.
+        text_column: The name of the column, or the key, of the texts.
+        label_column: The name of the column, or the key, of the labels.
+        cache, max_features, maxlen, validation, batch_size, seed, word_dropout: As in `Corpus`.
     """
 
     name = "text"
@@ -43,9 +47,10 @@ class TextFiles(Corpus):
         self.prepare_data()
         return self.labels
 
-    def source(self) -> tuple[dict[str, Any], Callable[[], dict[str, Documents]]]:
+    def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
         splits = {
-            split: documents(path, self.text_column, self.label_column)
+            split: documents(path, self.text_column, self.label_column, split)
             for split, path in (("train", self.train), ("test", self.test))
         }
-        return {split: source.fingerprint() for split, source in splits.items()}, lambda: splits
+        fingerprint = {split: source.fingerprint() for split, source in splits.items()}
+        return [self.train, self.test], fingerprint, lambda: splits

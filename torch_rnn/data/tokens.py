@@ -1,8 +1,8 @@
-"""documents -> token ids on disk, as a stream: on all cores, in little memory, and resumed after a kill.
+"""documents -> token ids on disk, streamed on all cores in little memory, and resumed after a kill.
 
-First each chunk of documents becomes a file of its own: its words, how often each occurs, and ids that count
-within the chunk. What is there need not be made again. Then the words of all training chunks become the
-vocabulary, and each chunk's ids those of the vocabulary, one chunk after the other.
+First each chunk of documents is written to its own file: its words, their counts, and ids that are valid
+within the chunk. A later start keeps the complete files. Then the words of all training chunks become the
+vocabulary, and the ids of each chunk in turn are replaced by those of the vocabulary.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import count
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,39 +27,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from torch_rnn.data.documents import Document, Documents, Place
+from torch_rnn.data.documents import START, Document, Documents, Position
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
-from torch_rnn.training.signals import SIGNALS
 
-CHUNK = 1 << 24
-"""Characters of text a chunk, about."""
-WORDS = 1 << 20
-"""The vocabulary's size at most. Of twice as many different words, the rarer half is forgotten."""
-RESIDENT = 1 << 28
-"""Bytes of ids that are held in memory; of more, only what a batch needs is read."""
+CHUNK_SIZE = 1 << 24
+"""Approximate number of characters in a chunk."""
+MAX_WORDS = 1 << 20
+"""Limit on the vocabulary. The rarer half is dropped when counting reaches twice as many words."""
+MAX_IN_MEMORY = 1 << 28
+"""Limit on the bytes of ids to hold in memory; if there are more, each batch reads its own from the file."""
 ARRAYS = ("ids", "offsets", "labels", "keys")
 
 
 class Tokens(NamedTuple):
-    """A split's documents."""
+    """The n documents of a split."""
 
-    ids: "np.ndarray | IdFile"
-    """(N,) int32, of all documents one after the other; in a file if they have more bytes than RESIDENT."""
+    ids: "np.ndarray | IdsOnDisk"
+    """(N,) int32, the ids of all documents; on disk if they have more bytes than MAX_IN_MEMORY."""
     offsets: np.ndarray
     """(n + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]."""
     labels: np.ndarray
-    """(n,) int32, places in classes.json."""
+    """(n,) int32, indices into classes.json."""
     keys: np.ndarray
-    """(n,) uint64, equal for the documents of one group and else drawn at random."""
+    """(n,) uint64, equal for the documents of a group; the keys of the groups are pseudo-random."""
 
 
 def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> None:
-    """The documents of "train" and the other splits as `Tokens`, words.json and classes.json in the folder.
+    """Writes the documents of "train" and the other splits as `Tokens`, with words.json and classes.json.
 
-    work is where the chunks are kept until all is done. Raises RunError for a label that "train" does not
-    have, and where it has only one.
+    Args:
+        splits: The documents of each split.
+        folder: An existing folder for the result.
+        work: A folder for the chunks, which a later start uses again.
+
+    Raises:
+        RunError: A split has no document or a label that "train" lacks, or "train" has only one label.
     """
     work.mkdir(exist_ok=True)
     chunks = {split: _write_chunks(split, source, work) for split, source in splits.items()}
@@ -67,21 +72,22 @@ def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> N
     (folder / "words.json").write_text(json.dumps(vocabulary.words), encoding="utf-8")
     (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
     for split, paths in chunks.items():
-        _join(paths, vocabulary, classes, folder, split)
+        _write_split(paths, vocabulary, classes, folder, split)
 
 
 def read_tokens(folder: Path, split: str) -> Tokens:
-    """What `write_tokens` wrote of a split."""
+    """Returns a split that `write_tokens` has written."""
     ids, *others = (folder / f"{split}_{name}.npy" for name in ARRAYS)
-    small = ids.stat().st_size <= RESIDENT
-    return Tokens(np.load(ids) if small else IdFile(ids), *(np.load(path, mmap_mode="r") for path in others))
+    small = ids.stat().st_size <= MAX_IN_MEMORY
+    arrays = (np.load(path, mmap_mode="r") for path in others)
+    return Tokens(np.load(ids) if small else IdsOnDisk(ids), *arrays)
 
 
-class IdFile:
-    """The ids of a .npy file, read where they lie: mapped, a file of any size would become resident."""
+class IdsOnDisk:
+    """The ids of a .npy file. They are read, not mapped: pages of a mapped file would stay in memory."""
 
     def __init__(self, path: Path):
-        self.file = open(path, "rb")  # noqa: SIM115 (open as long as it is in use)
+        self.file = open(path, "rb")  # noqa: SIM115 (__del__ closes it)
         np.lib.format.read_magic(self.file)
         (self.size,), _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
         self.start = self.file.tell()
@@ -91,105 +97,127 @@ class IdFile:
         self.file.close()
 
     def read(self, starts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The pieces (n,) that are wanted, one after the other, with room for those that are not."""
+        """Returns the n pieces, concatenated; those that are not wanted (n,) are not read, and undefined."""
         ends = np.cumsum(lengths)
         ids = np.empty(ends[-1], self.dtype)
         for start, begin, end in zip(
             starts[wanted].tolist(), (ends - lengths)[wanted].tolist(), ends[wanted].tolist(), strict=True
         ):
-            place, piece = self.start + start * self.dtype.itemsize, ids[begin:end]
-            if os.preadv(self.file.fileno(), [piece], place) != piece.nbytes:
+            offset, piece = self.start + start * self.dtype.itemsize, ids[begin:end]
+            if os.preadv(self.file.fileno(), [piece], offset) != piece.nbytes:
                 raise RunError(f"{self.file.name} has been cut short; start again, and it is made anew")
         return ids
 
     def min(self, initial: int) -> int:
-        """The lowest of all ids and of `initial`."""
+        """Returns the lowest of all ids and `initial`."""
         if self.lowest is None:
             self.file.seek(self.start)
             self.lowest = initial
-            while len(ids := np.fromfile(self.file, self.dtype, RESIDENT // 16)):
+            while len(ids := np.fromfile(self.file, self.dtype, MAX_IN_MEMORY // 16)):
                 self.lowest = min(self.lowest, int(ids.min()))
         return min(initial, self.lowest)
 
 
 def grouped_split(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
-    """Splits n documents by their groups' keys (n,): the indices of those that are learnt and of the others.
+    """Returns the indices of the n documents to train on and of those to hold out, group by group.
 
-    Groups are held out in the order of their keys until they have the part asked for: the split depends on
-    nothing but the groups.
+    Groups are held out in the order of their keys until they have the given part of the documents: the split
+    depends on the groups alone.
+
+    Args:
+        keys: The keys (n,) of the documents' groups.
+        part: The part of the documents to hold out.
     """
     groups, sizes = np.unique(keys, return_counts=True)
     last = groups[np.searchsorted(np.cumsum(sizes), part * len(keys))]
     return np.flatnonzero(keys > last), np.flatnonzero(keys <= last)
 
 
-def key_of(group: str) -> int:
-    """The first 64 bits of the SHA-256 of a group's name."""
+def group_key(group: str) -> int:
+    """Returns the first 64 bits of the SHA-256 of a group's name."""
     return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
+class Chunk(NamedTuple):
+    documents: list[Document]
+    start: Position
+    end: Position
+
+
 def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
-    """The files of all chunks of a split, in their order; only those that are not there yet are made."""
+    """Writes the chunks of a split that no earlier start has written; returns the files of all, in order."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("tokenizing " + split, *columns) as progress, _workers(source.size) as submit:
-        bar, paths, place = progress.add_task("", total=source.size), [], (0, 0)
+        bar, paths = progress.add_task("", total=source.size), []
         pending: deque[tuple[Future, int]] = deque()
 
-        def settle(most: int) -> None:
-            while len(pending) > most:
-                future, size = pending.popleft()
-                future.result()
-                progress.advance(bar, size)
+        def finish_oldest() -> None:
+            future, size = pending.popleft()
+            future.result()
+            progress.advance(bar, size)
 
-        while True:
-            path = work / f"{split}-{len(paths):06}.npz"
-            end = _end(path, place)
-            if end is None:
-                found, end = _chunk(source, place)
-                if not found:
-                    break
-                pending.append(
-                    (submit(_tokenized, path, found, place, end), sum(len(of.text) for of in found))
-                )
-                settle(2 * _cores())
+        for path, chunk in _chunks(split, source, work):
             paths.append(path)
-            place = end
-        settle(0)
+            if chunk is not None:
+                size = sum(len(document.text) for document in chunk.documents)
+                pending.append((submit(_write_chunk, path, chunk), size))
+            if len(pending) > 2 * _cores():
+                finish_oldest()
+        while pending:
+            finish_oldest()
         progress.update(bar, completed=source.size)
     if not paths:
         raise RunError(f"the {split} data hold no document")
     return paths
 
 
-def _chunk(source: Documents, place: Place) -> tuple[list[Document], Place]:
-    """The documents from a place on that have CHUNK characters together, and the place behind them."""
-    found, size, end = [], 0, place
-    for document, end in source.read(place):  # noqa: B007 (it is what is behind the last one)
-        found.append(document)
-        size += len(document.text) + 100  # a short text takes room too
-        if size >= CHUNK:
+def _chunks(split: str, source: Documents, work: Path) -> Iterator[tuple[Path, Chunk | None]]:
+    """Yields the file of each chunk, and the chunk itself if an earlier start has not written it whole."""
+    position, stream = START, None
+    for number in count():
+        path, chunk = work / f"{split}-{number:06}.npz", None
+        end = _end_of_chunk(path, position)
+        if end is not None:
+            stream = None
+        else:
+            stream = stream or source.read(position)
+            chunk = _read_chunk(stream, position)
+            if not chunk.documents:
+                return
+            end = chunk.end
+        yield path, chunk
+        position = end
+
+
+def _read_chunk(stream: Iterator[tuple[Document, Position]], start: Position) -> Chunk:
+    """Takes documents from a stream that is at `start` until they have CHUNK_SIZE characters together."""
+    documents, size, end = [], 0, start
+    for document, end in stream:  # noqa: B007 (end is the position after the last document)
+        documents.append(document)
+        size += len(document.text) + 100  # each object takes memory, however short its text
+        if size >= CHUNK_SIZE:
             break
-    return found, end
+    return Chunk(documents, start, end)
 
 
-def _tokenized(path: Path, found: list[Document], start: Place, end: Place) -> None:
-    """Writes a chunk's file."""
+def _write_chunk(path: Path, chunk: Chunk) -> None:
+    """Tokenizes a chunk and writes its file."""
     ids: dict[str, int] = {}
     rows = [
         np.array([ids.setdefault(word, len(ids)) for word in tokenize(document.text)], dtype=np.int32)
-        for document in found
+        for document in chunk.documents
     ]
-    flat, labels = np.concatenate(rows), sorted({document.label for document in found})
-    number = {label: i for i, label in enumerate(labels)}
+    flat, classes = np.concatenate(rows), sorted({document.label for document in chunk.documents})
+    number = {label: i for i, label in enumerate(classes)}
     arrays = {
         "ids": flat,
         "lengths": np.array([len(row) for row in rows]),
         "counts": np.bincount(flat, minlength=len(ids)),
         "words": _bytes(list(ids)),
-        "labels": np.array([number[document.label] for document in found], dtype=np.int32),
-        "classes": _bytes(labels),
-        "keys": np.array([key_of(document.group) for document in found], dtype=np.uint64),
-        "places": np.array([start, end]),
+        "labels": np.array([number[document.label] for document in chunk.documents], dtype=np.int32),
+        "classes": _bytes(classes),
+        "keys": np.array([group_key(document.group) for document in chunk.documents], dtype=np.uint64),
+        "places": np.array([chunk.start, chunk.end]),
     }
 
     def write(part: Path) -> None:
@@ -199,31 +227,31 @@ def _tokenized(path: Path, found: list[Document], start: Place, end: Place) -> N
     write_atomically(path, write)
 
 
-def _end(path: Path, start: Place) -> Place | None:
-    """The place behind a chunk that an earlier start has left whole; None where it is to be made."""
+def _end_of_chunk(path: Path, start: Position) -> Position | None:
+    """Returns the position after the chunk in a file; None if the file is missing, damaged or another's."""
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
-            for name in arrays:  # whose checksums zip compares
+            for name in arrays:  # reading an array verifies its checksum
                 arrays[name]
-            begins, ends = map(tuple, arrays["places"].tolist())
-            return ends if begins == start else None
+            first, end = map(tuple, arrays["places"].tolist())
+            return end if first == start else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _classes(chunks: Mapping[str, list[Path]]) -> list[str]:
-    """The labels of "train", in the order of their numbers if all are numbers, else of the alphabet."""
-    found = {
-        split: [(path, _read_list(path, "classes")) for path in paths] for split, paths in chunks.items()
+    """Returns the labels of "train", ordered as numbers if all are whole numbers, else alphabetically."""
+    labels = {
+        split: {label for path in paths for label in _read_list(path, "classes")}
+        for split, paths in chunks.items()
     }
-    known = {label for _, labels in found["train"] for label in labels}
-    for split, parts in found.items():
-        for _, labels in parts:
-            if unknown := set(labels) - known:
-                raise RunError(
-                    f"the {split} data have the label {min(unknown)!r}, which the train data lack; they "
-                    f"have {', '.join(map(repr, sorted(known)[:20]))}"
-                )
+    known = labels["train"]
+    for split, others in labels.items():
+        if unknown := others - known:
+            raise RunError(
+                f"the {split} data have the label {min(unknown)!r}, which the train data lack; they "
+                f"have {', '.join(map(repr, sorted(known)[:20]))}"
+            )
     if len(known) < 2:
         raise RunError(f"the train data have one label only ({min(known)!r}); there must be two or more")
     numbers = all(re.fullmatch("-?[0-9]+", label) for label in known)
@@ -231,20 +259,23 @@ def _classes(chunks: Mapping[str, list[Path]]) -> list[str]:
 
 
 def _vocabulary(paths: list[Path]) -> Vocabulary:
+    """Returns the vocabulary of the words in these chunks."""
     counts: Counter[str] = Counter()
     for path in paths:
         with np.load(path) as arrays:
             words, numbers = json.loads(arrays["words"].tobytes()), arrays["counts"].tolist()
         for word, n in zip(words, numbers, strict=True):
             counts[word] += n
-        if len(counts) > 2 * WORDS:
-            counts = Counter(dict(counts.most_common(WORDS)))
-    return Vocabulary.build(counts, min(WORDS, len(counts) + 1))
+        if len(counts) > 2 * MAX_WORDS:
+            counts = Counter(dict(counts.most_common(MAX_WORDS)))
+    return Vocabulary.build(counts, min(MAX_WORDS, len(counts) + 1))
 
 
-def _join(paths: list[Path], vocabulary: Vocabulary, classes: list[str], folder: Path, split: str) -> None:
-    """Writes a split's arrays, with one chunk in memory at a time."""
-    lengths = np.concatenate([_read(path, "lengths") for path in paths])
+def _write_split(
+    paths: list[Path], vocabulary: Vocabulary, classes: list[str], folder: Path, split: str
+) -> None:
+    """Writes the arrays of a split, with one chunk in memory at a time."""
+    lengths = np.concatenate([_read_array(path, "lengths") for path in paths])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     number = {label: i for i, label in enumerate(classes)}
     labels, keys = [], []
@@ -253,18 +284,14 @@ def _join(paths: list[Path], vocabulary: Vocabulary, classes: list[str], folder:
         np.lib.format.write_array_header_1_0(file, shape)
         for path in paths:
             with np.load(path) as arrays:
-                of_all = vocabulary.encode(json.loads(arrays["words"].tobytes()))
-                file.write(of_all[arrays["ids"]].astype("<i4").data)
-                of_classes = np.array(
-                    [number[label] for label in json.loads(arrays["classes"].tobytes())], np.int32
-                )
-                labels.append(of_classes[arrays["labels"]])
+                id_of_word = vocabulary.encode(json.loads(arrays["words"].tobytes()))
+                file.write(id_of_word[arrays["ids"]].astype("<i4").data)
+                names = json.loads(arrays["classes"].tobytes())
+                class_of_label = np.array([number[name] for name in names], np.int32)
+                labels.append(class_of_label[arrays["labels"]])
                 keys.append(arrays["keys"])
-    for name, array in (
-        ("offsets", offsets),
-        ("labels", np.concatenate(labels)),
-        ("keys", np.concatenate(keys)),
-    ):
+    arrays = {"offsets": offsets, "labels": np.concatenate(labels), "keys": np.concatenate(keys)}
+    for name, array in arrays.items():
         np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
 
 
@@ -272,50 +299,51 @@ def _bytes(words: list[str]) -> np.ndarray:
     return np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
 
 
-def _read(path: Path, name: str) -> np.ndarray:
+def _read_array(path: Path, name: str) -> np.ndarray:
     with np.load(path) as arrays:
         return arrays[name]
 
 
 def _read_list(path: Path, name: str) -> list[str]:
-    return json.loads(_read(path, name).tobytes())
+    return json.loads(_read_array(path, name).tobytes())
 
 
 def _cores() -> int:
-    """As many as are there, but eight at most: each works on a chunk, and two more wait for it in memory."""
+    """Returns the number of cores, at most 8 because each core has three chunks in memory."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @contextmanager
 def _workers(size: int) -> Iterator[Callable[..., Future]]:
-    """A function that hands work to another process, one a core; where there is little to do, to this one."""
-    if size <= CHUNK or _cores() == 1 or "fork" not in get_all_start_methods():
-        yield _at_once
+    """Returns a `submit` to one process for each core; to this process where there is little to do."""
+    if size <= CHUNK_SIZE or _cores() == 1 or "fork" not in get_all_start_methods():
+        yield _run_now
         return
     with warnings.catch_warnings():
-        # Python 3.12 warns of fork where there are threads: the workers touch nothing that these may hold.
+        # Python 3.12 warns of fork beside threads; the workers take no lock that a thread may hold.
         warnings.simplefilter("ignore", DeprecationWarning)
-        pool = ProcessPoolExecutor(_cores(), get_context("fork"), _be_a_worker, (os.getpid(),))
+        pool = ProcessPoolExecutor(_cores(), get_context("fork"), _start_worker, (os.getpid(),))
         try:
             yield pool.submit
         except BrokenProcessPool as error:
             raise RunError(
-                "a process that tokenizes has died, for want of memory perhaps; start again"
+                "a process that tokenizes has died, perhaps for lack of memory; start again"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _at_once(work: Callable[..., None], *args: Any) -> Future:
+def _run_now(work: Callable[..., None], *args: Any) -> Future:
     future: Future = Future()
     future.set_result(work(*args))
     return future
 
 
-def _be_a_worker(parent: int) -> None:
-    """Leaves signals to the parent, and ends when it is gone, since nobody would ever give it work again."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.SIG_IGN)
+def _start_worker(parent: int) -> None:
+    """Leaves SIGINT and SIGUSR1 to the parent, and ends this process when the parent is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in {"SIGINT", "SIGUSR1"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,7 +1,7 @@
 """Times the recurrence against nn.Embedding with nn.RNN, and against Keras's SimpleRNN on JAX if installed.
 
 First checks each backend against eager. If one is wrong, nothing is timed and the exit status is 1. Writes
-benchmark.json, benchmark.png and the table benchmark.md. --readme also puts the table into README.md.
+benchmark.json, benchmark.png and the tables benchmark.md. --readme also puts them into the READMEs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch_rnn.benchmarks.peers import (
     torch_rnn_module,
     training_step,
 )
-from torch_rnn.benchmarks.tables import PEER, draw, replace_section, table
+from torch_rnn.benchmarks.tables import PEER, draw, replace_section, report, table
 from torch_rnn.benchmarks.timing import Timing, in_turns
 from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
@@ -41,7 +41,7 @@ GRIDS = {
     },
 }
 TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 def backends(device: str) -> list[str]:
@@ -175,7 +175,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--imdb", action="store_true", help="also time batches with IMDB's lengths")
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
-    parser.add_argument("--readme", action="store_true", help="also put the table into README.md")
+    parser.add_argument("--readme", action="store_true", help="also put tables and picture into the READMEs")
     args = parser.parse_args()
     if args.turns < 1:
         parser.error(f"--turns is {args.turns}; it must be at least 1")
@@ -227,14 +227,16 @@ def main() -> int:
         print("every backend agrees with eager on every shape; timing")
         results = measure(args, shapes)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("json", json.dumps(results, indent=2) + "\n"), ("md", table(results))):
+    for name, text in (("json", json.dumps(results, indent=2) + "\n"), ("md", report(results))):
         write_atomically(
             args.out / f"benchmark.{name}", lambda part, text=text: part.write_text(text, encoding="utf-8")
         )
     draw(results, args.out / "benchmark.png")
     if args.readme:
-        replace_section(table(results), README, "benchmark")
-    print(table(results))
+        replace_section(table(results), ROOT / "README.md", "benchmark")
+        replace_section(report(results), ROOT / "scripts" / "README.md", "benchmark")
+        draw(results, ROOT / "scripts" / "benchmark.png")
+    print(report(results))
     print(args.out / "benchmark.json")
     return 0
 

@@ -1,6 +1,6 @@
-"""Breaks runs in every way that they are promised to survive, and prints promise, tries and failures.
+"""Break runs in every way that they are promised to survive, and print promise, tries and failures.
 
-Small runs with dropout and real files are killed, damaged and starved; --scale 0.1 makes a tenth of the
+Small runs with dropout and real files are killed, damaged and starved. --scale 0.1 makes a tenth of the
 tries. All of them take about 40 minutes. Exit status 1 where a promise is broken.
 """
 
@@ -38,7 +38,7 @@ TRIALS = {  # name: trial, tries
 
 
 def table(rows: list[trials.Found]) -> str:
-    """The table of the README, in Markdown."""
+    """Returns the table of tests/README.md, in Markdown."""
     lines = ["| promise | tries | failures |", "|---|---|---|"]
     for row in rows:
         seen = f" ({row.seen})" if row.seen else ""
@@ -62,7 +62,7 @@ def main() -> int:
         "trials", nargs="*", metavar="trial", help=f"of {', '.join(TRIALS)}; none: all of them"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="of the full number of tries")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--readme", action="store_true", help="put the table into tests/README.md")
     chosen = parser.parse_args()
     if unknown := set(chosen.trials) - set(TRIALS):
         parser.error(f"trial is {', '.join(sorted(unknown))}; it must be one of {', '.join(TRIALS)}")
@@ -78,7 +78,7 @@ def main() -> int:
                 print(failure, file=sys.stderr)
     show(rows)
     if chosen.readme:
-        replace_section(table(rows), ROOT / "README.md", "endurance")
+        replace_section(table(rows), ROOT / "tests" / "README.md", "endurance")
     return int(any(row.failures for row in rows))
 
 

@@ -94,9 +94,11 @@ SMALL = {
 
 
 def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
-    assert run("benchmark", "--turns", 1, "--out", tmp_path, "--readme", **SMALL, README=readme) == 0
+    readmes = [tmp_path / "README.md", tmp_path / "scripts" / "README.md"]
+    readmes[1].parent.mkdir()
+    for readme in readmes:
+        readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, "--readme", **SMALL, ROOT=tmp_path) == 0
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert [(shape["B"], shape["H"]) for shape in found["shapes"]] == [(2, 8), (3, 4)]
     assert [shape["T"] for shape in found["times"]] == [4, 8]
@@ -108,7 +110,10 @@ def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path)
                 assert 0 < of["low"] <= of["median"] <= of["high"]
     table = (tmp_path / "benchmark.md").read_text()
     assert "| 2, 8 | " in table
-    assert readme.read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
+    assert readmes[1].read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
+    short = readmes[0].read_text().removeprefix("before\n<!-- benchmark -->\n")
+    assert table.startswith(short.removesuffix("<!-- /benchmark -->\nafter\n"))
+    assert (tmp_path / "scripts" / "benchmark.png").exists()
     assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -8,6 +8,17 @@ from torch_rnn.ops import BACKENDS
 PEER = "nn.RNN"
 
 
+def report(results: dict) -> str:
+    """Returns `table` followed by the times of real lengths and training steps, and the peak memory."""
+    lines = [table(results), *_packed_lines(results.get("imdb_lengths", []))]
+    lines += _step_lines(results["training_step"])
+    memory = results["peak_memory"]
+    if memory["bytes"]:
+        sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
+        lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
+    return "\n".join(lines) + "\n"
+
+
 def table(results: dict) -> str:
     """Returns a Markdown table of median times and of how many times as long nn.RNN takes."""
     names = list(results["shapes"][0]["milliseconds"])
@@ -27,11 +38,6 @@ def table(results: dict) -> str:
             median = shape["milliseconds"][name]["training"]["median"]
             cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
         lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
-    lines += ["", *_packed_lines(results.get("imdb_lengths", [])), *_step_lines(results["training_step"])]
-    memory = results["peak_memory"]
-    if memory["bytes"]:
-        sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
-        lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
     return "\n".join(lines) + "\n"
 
 

@@ -22,9 +22,10 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with Stop() as stop:
-            from torch_rnn.training.run import run  # takes seconds, in which a signal may come
-
-            stop.raise_if_requested()
+            try:
+                from torch_rnn.training.run import run  # takes seconds, in which a signal may come
+            finally:
+                stop.raise_if_requested()  # an import may have turned Stopped into another error
             run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

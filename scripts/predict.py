@@ -5,6 +5,7 @@ one, lines from a pipe or a file 64 at a time.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument("texts", nargs="*", metavar="text", help="none: one text a line on standard input")
     chosen = parser.parse_args()
     for text in chosen.texts:
-        if Path(text).suffix and len(text) < 1000 and Path(text).is_file():
+        if Path(text).suffix and os.path.isfile(text):  # False for a text too long to be a name
             parser.error(
                 f"{text} is a file, not a text; to label its lines: predict.py {chosen.run} < {text}"
             )

@@ -71,6 +71,15 @@ def test_predict_labels_arguments_and_lines(run, model, capsys, monkeypatch):
     ]  # fmt: skip
 
 
+def test_predict_takes_a_long_text_with_full_stops_and_no_file(run, model, tmp_path, capsys):
+    assert run("predict", model, "good. " * 60 + "good!") == 0
+    assert capsys.readouterr().out.startswith("positive")
+    (tmp_path / "lines.txt").write_text("good")
+    with pytest.raises(SystemExit, match="2"):
+        run("predict", model, tmp_path / "lines.txt")
+    assert "is a file, not a text; to label its lines" in capsys.readouterr().err
+
+
 @pytest.mark.bad_input
 def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys):
     RNN(2, 2, 1).save(tmp_path / "numbers", dataset="addition")

@@ -69,3 +69,24 @@ def test_a_run_that_stopped_early_does_not_go_on(tmp_path):
     assert status == 2
     assert "was stopped before its limit, by early stopping or max_time" in error
     assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_of_another_folder_overwrites_no_run(tmp_path):
+    for name in ("a", "b"):
+        with stopped_at(20):
+            assert train(tmp_path / name, CONSTANT)[0] == 143
+    before = {path: path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()}
+    status, error = train(
+        tmp_path / "b", CONSTANT, "--resume", str(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    )
+    assert status == 2
+    assert "holds a run, which going on from" in error
+    assert before == {path: path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()}
+
+
+@pytest.mark.bad_input
+def test_the_cosine_schedule_needs_a_length(tmp_path):
+    status, error = train(tmp_path, SMALL | {"model.schedule": "cosine", "trainer.max_epochs": -1})
+    assert status == 2
+    assert "schedule is cosine; it needs a length" in error

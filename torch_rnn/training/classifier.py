@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
-from torch_rnn.errors import diverged
+from torch_rnn.errors import RunError, diverged
 from torch_rnn.losses import cross_entropy, most_probable
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
@@ -159,6 +159,10 @@ class Classifier(LightningModule):
         if self.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise RunError(
+                "schedule is cosine; it needs a length: set trainer.max_epochs or trainer.max_steps"
+            )
         schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

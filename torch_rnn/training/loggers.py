@@ -41,8 +41,9 @@ def rewind(
             )
             continue
         logger._version = version  # else a resumed run would get a folder of its own
-        for events in Path(logger.log_dir).glob("events.out.tfevents.*"):
-            events.unlink()
+        if isinstance(logger, TensorBoardLogger):  # CSVLogger removes its own file
+            for events in Path(logger.log_dir).glob("events.out.tfevents.*"):
+                events.unlink()
         for row in rows:
             values = {name: float(value) for name, value in row.items() if name != "step"}
             logger.log_metrics(values, int(row["step"]))

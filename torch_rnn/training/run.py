@@ -117,6 +117,12 @@ def checkpoint_to_resume(cli: CLI) -> dict[str, Any] | None:
     if cli.resume is None:
         return None
     path = newest(cli.folder) if cli.resume == "auto" else Path(cli.resume)
+    own = [checkpoint.resolve() for checkpoint in checkpoints_in(cli.folder)]
+    if own and path is not None and path.resolve() not in own:
+        raise RunError(
+            f"{cli.folder} holds a run, which going on from {path} would overwrite; delete it, or name another "
+            f"folder with --trainer.default_root_dir"
+        )
     return None if path is None else {**check_checkpoint(path, cli.settings()), "path": path}
 
 

@@ -120,8 +120,8 @@ def checkpoint_to_resume(cli: CLI) -> dict[str, Any] | None:
     own = [checkpoint.resolve() for checkpoint in checkpoints_in(cli.folder)]
     if own and path is not None and path.resolve() not in own:
         raise RunError(
-            f"{cli.folder} holds a run, which going on from {path} would overwrite; delete it, or name another "
-            f"folder with --trainer.default_root_dir"
+            f"{cli.folder} holds a run, which going on from {path} would overwrite; delete it, or name "
+            f"another folder with --trainer.default_root_dir"
         )
     return None if path is None else {**check_checkpoint(path, cli.settings()), "path": path}
 

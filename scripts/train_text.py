@@ -1,6 +1,7 @@
 """Train an RNN on your own texts: --data.train FILE --data.test FILE; --help lists every setting.
 
-Each is a .csv, .tsv or .jsonl file with text and label, or a folder of .txt files in a folder for each class.
+Each is a .csv, .tsv, .jsonl or .parquet file with text and label, a folder of parquet shards, or a folder
+with one folder of .txt files for each class.
 """
 
 import sys

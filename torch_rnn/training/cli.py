@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):
 
 
 class CLI(LightningCLI):
-    """Parses the arguments, checks the settings and makes the three objects; it writes nothing.
+    """Parses the arguments, checks the settings and makes the three objects; it writes no run.
 
     Raises RunError for settings that are refused, SystemExit for those that cannot be parsed.
     """
@@ -89,7 +89,7 @@ class CLI(LightningCLI):
             "PATH: go on from this checkpoint",
         )
         parser.add_argument(
-            "--check", action="store_true", help="check the settings and end; nothing is written"
+            "--check", action="store_true", help="check the settings and end; only the token cache is written"
         )
         parser.set_defaults({"trainer.use_distributed_sampler": False})
         parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")

@@ -43,7 +43,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def config_first(arguments: Sequence[str], default_config: Path) -> list[str]:
-    """Moves --config before the other arguments, which it must not overwrite; adds it where it is missing."""
+    """Puts --config first, so that the other arguments override it; adds the default where there is none."""
     configs, others, pending = [], [], iter(arguments)
     for argument in pending:
         if argument in ("--config", "-c"):

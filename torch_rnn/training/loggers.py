@@ -26,7 +26,7 @@ def rewind(
 
     Args:
         loggers: those of the Trainer.
-        versions: of the same loggers at the checkpoint; from another list of loggers nothing is rewound.
+        versions: of the loggers at the checkpoint; where their number differs, nothing is rewound.
         rows: of metrics.csv at the checkpoint.
     """
     if len(versions) != len(loggers):

@@ -115,8 +115,8 @@ class CLI(LightningCLI):
         self.clock, self.checkpoints = Clock(), self.config_init.checkpoint
         self.checkpoints.metrics = Metrics(self.folder / METRICS)
         self.checkpoints.seed = self.datamodule.seed
-        self.checkpoints.settings = self.settings()
-        self.model.save_hyperparameters(self.settings())  # which Lightning gives to the user's loggers
+        self.checkpoints.settings = settings = self.settings()
+        self.model.save_hyperparameters(settings)  # which Lightning gives to the user's loggers
         given = self.config_init.trainer
         loggers = [self.checkpoints.metrics, *_listed(given.logger, Logger)]
         plugins = [SignedIO(), *_listed(given.plugins, object)]

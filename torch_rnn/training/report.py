@@ -152,7 +152,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         "accuracy": {"train/accuracy": "train", "validation/accuracy": "validation"},
         "gradient norm, before clipping": {"train/gradient_norm": "batch"},
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6))
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.91, wspace=0.22)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, label in curves.items():
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]

@@ -25,34 +25,38 @@ def inputs(is_ids, b, t):
     return torch.randint(D, (b, t), generator=g) if is_ids else torch.randn(b, t, D, generator=g)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("is_ids", [True, False])
-def test_torch_export_at_another_batch_and_time(is_ids, settings):
-    rnn = RNN(D, H, C, **settings)
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
+def settings(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["ids", "floats"])
+def exported(request, settings):
+    """Returns a module, whether its input is ids, and its program with lengths."""
+    rnn, is_ids = RNN(D, H, C, **settings), request.param
     given = (inputs(is_ids, B, T), torch.tensor([7, 2, 5]))
-    program = torch.export.export(rnn, given, dynamic_shapes=(DIMS, {0: DIMS[0]}))
+    return rnn, is_ids, torch.export.export(rnn, given, dynamic_shapes=(DIMS, {0: DIMS[0]}))
+
+
+def test_torch_export_at_another_batch_and_time(exported):
+    rnn, is_ids, program = exported
     x = inputs(is_ids, 5, 11)
     torch.testing.assert_close(program.module()(x, LENGTHS), rnn(x, LENGTHS), rtol=0, atol=1e-6)
-    without = torch.export.export(rnn, given[:1], dynamic_shapes=(DIMS,))
-    torch.testing.assert_close(without.module()(x), rnn(x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)
-@pytest.mark.parametrize("is_ids", [True, False])
-def test_onnx_at_another_batch_and_time(tmp_path, is_ids, settings):
+def test_torch_export_without_lengths(settings):
+    rnn, x = RNN(D, H, C, **settings), inputs(True, 5, 11)
+    program = torch.export.export(rnn, (inputs(True, B, T),), dynamic_shapes=(DIMS,))
+    torch.testing.assert_close(program.module()(x), rnn(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:3], ids=str, indirect=True, scope="module")
+def test_onnx_at_another_batch_and_time(tmp_path, exported):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    rnn = RNN(D, H, C, **settings).eval()
-    given = (inputs(is_ids, B, T), torch.tensor([7, 2, 5]))
-    program = torch.onnx.export(
-        rnn,
-        given,
-        dynamo=True,
-        dynamic_shapes=(DIMS, {0: DIMS[0]}),
-        input_names=["x", "lengths"],
-        verbose=False,
-    )
-    program.save(tmp_path / "rnn.onnx")
+    rnn, is_ids, program = exported
+    converted = torch.onnx.export(program, input_names=["x", "lengths"], dynamo=True, verbose=False)
+    converted.save(tmp_path / "rnn.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "rnn.onnx")
     x = inputs(is_ids, 5, 11)
     (got,) = session.run(None, {"x": x.numpy(), "lengths": LENGTHS.numpy()})

@@ -1,6 +1,6 @@
-"""Trials of what a run is promised to survive: the suite makes a few, scripts/endurance.py makes many.
+"""Trials of what a run is promised to survive: the suite makes a few tries, scripts/endurance.py many.
 
-A trial is a function of a folder and a number of tries, and tells what it found.
+A trial is a function of a folder and a number of tries. It returns the promise and the failures.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ PROCESSES.set_forkserver_preload(["torch_rnn.training.run", "matplotlib.pyplot",
 
 
 class Found(NamedTuple):
-    """What a trial saw."""
+    """The result of a trial. seen: a figure to show beside the promise."""
 
     promise: str
     tries: int
@@ -56,7 +56,7 @@ def arguments(folder: Path, settings: dict[str, object]) -> list[str]:
 
 
 def train(folder: Path, settings: dict[str, object], *more: str) -> tuple[int, str]:
-    """A run in this process: its exit status, and what it printed as an error."""
+    """Runs the command line in this process; returns its exit status and what it printed as an error."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
         status = entry.main(CONFIG, [*arguments(folder, settings), *more])
     return status, error.getvalue().strip()
@@ -95,9 +95,15 @@ def differences(folder: Path, undisturbed: Path) -> list[str]:
     ]
 
 
+def differences_after_resume(folder: Path, settings: dict[str, object], undisturbed: Path) -> list[str]:
+    """Resumes a run in this process; returns what differs from the undisturbed run, or why it failed."""
+    status, error = train(folder, settings, "--resume", "auto")
+    return differences(folder, undisturbed) if status == 0 else [f"exit status {status} {error}"]
+
+
 @contextlib.contextmanager
 def stopped_at(moment: int):
-    """Runs in this process get SIGTERM before step `moment`, or amid the validation batch -moment."""
+    """Sends SIGTERM to this process before step `moment`, or at the end of the validation batch -moment."""
     batch_start, batch_end, seen = Checkpoints.on_train_batch_start, Checkpoints.on_validation_batch_end, [0]
 
     def before_a_step(self, trainer, *rest):
@@ -119,7 +125,7 @@ def stopped_at(moment: int):
 
 
 def every_step(work: Path, tries: int) -> Found:
-    """Every step of three epochs, and every batch of their validations, as the point to resume from."""
+    """Stops runs before each step of three epochs and within each validation, and resumes them."""
     train(work / "undisturbed", SMALL)
     points = [*range(1, 48), *range(-12, 0)]
     failures = []
@@ -129,11 +135,8 @@ def every_step(work: Path, tries: int) -> Found:
             status, error = train(folder, SMALL)
         if status != 143:
             failures.append(f"stop at {point}: exit status {status} {error}")
-        status, error = train(folder, SMALL, "--resume", "auto")
-        wrong = (
-            differences(folder, work / "undisturbed") if status == 0 else [f"exit status {status} {error}"]
-        )
-        failures += [f"resumed at {point}: {of}" for of in wrong]
+        wrong = differences_after_resume(folder, SMALL, work / "undisturbed")
+        failures += [f"resumed at {point}: {difference}" for difference in wrong]
         shutil.rmtree(folder)
     return Found(
         "resumed after any step, or amid validation: weights, metrics.csv and curves.png are those"
@@ -144,7 +147,7 @@ def every_step(work: Path, tries: int) -> Found:
 
 
 def kills(work: Path, tries: int) -> Found:
-    """kill -9 at random moments of real runs, each started again until it is done."""
+    """Kills real runs at random moments, and starts each again until it is done."""
     rng, log = random.Random(0), work / "log"
     train(work / "undisturbed", LONGER)
     lasts = json.loads((work / "undisturbed" / "results.json").read_text())["seconds"]
@@ -163,7 +166,8 @@ def kills(work: Path, tries: int) -> Found:
         if process.exitcode:
             failures.append(f"run {run}: exit status {process.exitcode}, see {log}")
             break
-        failures += [f"run {run}: {of}" for of in differences(folder, work / "undisturbed")]
+        wrong = differences(folder, work / "undisturbed")
+        failures += [f"run {run}: {difference}" for difference in wrong]
         strays = [path.name for path in folder.rglob(".*")]
         failures += [f"run {run} left {', '.join(strays)}"] if strays else []
     return Found(
@@ -175,7 +179,7 @@ def kills(work: Path, tries: int) -> Found:
 
 
 def full_disk(work: Path, tries: int) -> Found:
-    """A disk that takes no more of a file than a limit drawn at random, while a run saves."""
+    """Limits the size of files to a random number of bytes while a run saves."""
     train(work / "undisturbed", SMALL)
     size = (work / "undisturbed" / FOLDER / LAST).stat().st_size
     rng, failures = random.Random(3), []
@@ -195,11 +199,8 @@ def full_disk(work: Path, tries: int) -> Found:
             failures.append(f"{number}: exit status {status}, {error}")
         if before not in [path.read_bytes() for path in (folder / FOLDER).iterdir()]:
             failures.append(f"{number}: the old checkpoint is gone")
-        status, error = train(folder, SMALL, "--resume", "auto")
-        wrong = (
-            differences(folder, work / "undisturbed") if status == 0 else [f"exit status {status} {error}"]
-        )
-        failures += [f"{number}: {of}" for of in wrong]
+        wrong = differences_after_resume(folder, SMALL, work / "undisturbed")
+        failures += [f"{number}: {difference}" for difference in wrong]
         shutil.rmtree(folder)
     return Found(
         "disk full: one sentence says so, the old checkpoint stays, and with room again the run ends in"
@@ -210,7 +211,7 @@ def full_disk(work: Path, tries: int) -> Found:
 
 
 def signals(work: Path, tries: int) -> Found:
-    """SIGTERM, SIGUSR1 and Ctrl-C at random moments of real runs that save nothing on their own."""
+    """Sends SIGTERM, SIGUSR1 or SIGINT at random moments to runs that save nothing on their own."""
     rng, failures, log = random.Random(4), [], work / "log"
     settings = LONGER | {"checkpoint.seconds": 60, "trainer.log_every_n_steps": 1}
     train(work / "undisturbed", settings)
@@ -228,11 +229,8 @@ def signals(work: Path, tries: int) -> Found:
         rows = (folder / "metrics.csv").read_text().splitlines()
         begun = 1 + max(int(row.split(",")[1]) for row in rows[1:])
         failures += [f"{signum.name}: {steps} steps saved of {begun}"] if begun - steps > 1 else []
-        status, error = train(folder, settings, "--resume", "auto")
-        wrong = (
-            differences(folder, work / "undisturbed") if status == 0 else [f"exit status {status} {error}"]
-        )
-        failures += [f"{signum.name}: {of}" for of in wrong]
+        wrong = differences_after_resume(folder, settings, work / "undisturbed")
+        failures += [f"{signum.name}: {difference}" for difference in wrong]
     return Found(
         "SIGTERM, SIGUSR1, Ctrl-C: exit status 143, 138, 130; at most one step is lost; resumed to the"
         " same bits",
@@ -242,7 +240,7 @@ def signals(work: Path, tries: int) -> Found:
 
 
 def bad_input(work: Path, tries: int) -> Found:
-    """The test suite's table of bad input."""
+    """Runs the tests marked bad_input."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "bad_input", "-p", "no:cacheprovider"],
         cwd=ROOT, capture_output=True, text=True,
@@ -261,7 +259,7 @@ def bad_input(work: Path, tries: int) -> Found:
 
 
 def cost(work: Path, tries: int) -> Found:
-    """The time that checks and seeding take of a training step, inside a real run."""
+    """Measures the time that checks and seeding take of a training step, inside a real run."""
     recurrence, loss = (sys.modules[f"torch_rnn.{name}"] for name in ("ops", "losses"))
     spent = {}
 
@@ -284,8 +282,8 @@ def cost(work: Path, tries: int) -> Found:
     try:
         status, error = train(work / "run", {"trainer.enable_progress_bar": False, "trainer.max_epochs": 4})
     finally:
-        for of in undo:
-            of()
+        for restore in undo:
+            restore()
     if status:
         return Found("Cost", 0, [error])
     step = 1e3 * json.loads((work / "run" / "results.json").read_text())["ms_per_step"]

@@ -1,4 +1,4 @@
-"""Several processes: the same run as one, whatever becomes of them."""
+"""Several processes train the same run as one, also after one of them is lost."""
 
 import json
 import sys
@@ -69,26 +69,26 @@ def test_a_restart_that_would_hang_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """A run in two processes, stopped by SIGTERM to one of them, resumed, and one of them killed."""
+def lost(tmp_path_factory):
+    """The trial of a run in two processes that loses one to SIGTERM and one to SIGKILL, and its folder."""
     work = tmp_path_factory.mktemp("processes")
     return process_trials.lost_workers(work, 1), work
 
 
-def test_a_lost_process_costs_nothing(two):
-    found, _ = two
+def test_a_lost_process_costs_nothing(lost):
+    found, _ = lost
     assert found.failures == []
 
 
-def test_two_processes_make_the_run_of_one(two, tmp_path):
-    _, work = two
+def test_two_processes_make_the_run_of_one(lost, tmp_path):
+    _, work = lost
     assert train(tmp_path / "one", LONGER)[0] == 0
     assert unequal(work / "undisturbed", tmp_path / "one", steps=60) < 1e-12
     assert unequal(work / "undisturbed", tmp_path / "one") < 1e-6
-    of = [
-        json.loads((folder / "results.json").read_text())
+    two, one = (
+        json.loads((folder / "results.json").read_text())["test"]
         for folder in (work / "undisturbed", tmp_path / "one")
-    ]
-    assert of[0]["test"]["n"] == of[1]["test"]["n"] == 99
-    assert of[0]["test"]["accuracy"] == of[1]["test"]["accuracy"]
-    assert of[0]["test"]["loss"] == pytest.approx(of[1]["test"]["loss"], rel=1e-6)
+    )
+    assert two["n"] == one["n"] == 99
+    assert two["accuracy"] == one["accuracy"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)

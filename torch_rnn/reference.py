@@ -201,7 +201,8 @@ class NumpyRNN:
         labels, classes = np.asarray(y_true), max(self.output_size, 2)
         if labels.shape != np.shape(y_pred)[:-1]:
             raise ValueError(f"y_true has shape {labels.shape}; these logits need {np.shape(y_pred)[:-1]}")
-        if not np.isin(labels, range(classes)).all():
+        is_number = labels.dtype.kind in "biuf"
+        if not (is_number and np.all((0 <= labels) & (labels < classes) & (labels % 1 == 0))):
             raise ValueError(f"y_true is {y_true}; each label must be a whole number in 0..{classes - 1}")
         return labels.astype(int)
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from file_trials import fork
+from test_documents import write_folder, write_lines, write_parquet, write_shards, write_table
 
 from torch_rnn.data import tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
-from torch_rnn.data.documents import Document, DocumentList
+from torch_rnn.data.documents import Document, DocumentList, documents
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
@@ -86,6 +87,39 @@ def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monk
     )
     assert written(tmp_path / "b", splits) == whole
     assert made_again == [gone, broken]
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet", "shards", "", "memory"])
+def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, kind):
+    rows = [(f"é ☃ {'long ' * (i % 7)}{i}", "ab"[i % 2]) for i in range(60)]
+    if kind == "memory":
+        source = DocumentList([Document(text, label, text) for text, label in rows])
+    elif kind == "shards":
+        source = documents(write_shards(tmp_path / "files", "train", rows, 3))
+    else:
+        write = {".csv": write_table, ".jsonl": write_lines, ".parquet": write_parquet, "": write_folder}
+        source = documents(write[kind](tmp_path / f"files{kind}", rows))
+    seen = []
+
+    class Watched(tokens.Progress):
+        def update(self, task, **fields):
+            super().update(task, **fields)
+            seen.append((self.tasks[task].completed, self.tasks[task].total))
+
+        def advance(self, task, step=1):
+            super().advance(task, step)
+            seen.append((self.tasks[task].completed, self.tasks[task].total))
+
+    monkeypatch.setattr(tokens, "Progress", Watched)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1500)
+    tokens._write_chunks("train", source, tmp_path)
+    size = sum(len(text.encode()) for text, _ in rows)
+    assert source.size == size if kind in ("", "memory") else source.size > size
+    assert {total for _, total in seen} == {source.size}
+    completed = [position for position, _ in seen[:-1]]  # without the update after the last chunk
+    assert len(set(completed)) == len(completed) > 4
+    assert completed == sorted(completed)
+    assert completed[-1] == source.size
 
 
 PREPARE = """

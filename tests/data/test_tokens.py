@@ -1,5 +1,7 @@
 """Tokens do not depend on chunks or processes, need little memory, and resume after a kill."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -122,49 +124,46 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
     assert completed[-1] == source.size
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from torch_rnn.data import tokens
-from torch_rnn.data.textfiles import TextFiles
-tokens.CHUNK_SIZE = 1 << 16
-TextFiles(sys.argv[1], sys.argv[2], cache=sys.argv[3]).prepare_data()
-"""
+def files(folder):
+    return [str(folder / f"{split}.jsonl") for split in ("train", "test")]
 
 
-def prepare(folder, cache):
-    files = [str(folder / "train.jsonl"), str(folder / "test.jsonl"), str(folder / cache)]
-    return subprocess.Popen([sys.executable, "-c", PREPARE, *files], stdout=subprocess.DEVNULL)
+def prepare(folder):
+    """Starts to prepare the files in a process of its own, and returns the process id."""
+    if child := fork():
+        return child
+    status = 1
+    with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
+        tokens.CHUNK_SIZE = 1 << 15
+        TextFiles(*files(folder), cache=str(folder / "cache")).prepare_data()
+        status = 0
+    os._exit(status)
 
 
 def contents(folder):
-    (found,) = [path for path in folder.iterdir() if path.is_dir()]
-    return {path.name: path.read_bytes() for path in found.iterdir()}
+    (cache,) = [path for path in folder.iterdir() if path.is_dir()]
+    return {path.name: path.read_bytes() for path in cache.iterdir()}
 
 
 def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
-    for split, n in (("train", 20000), ("test", 200)):
-        lines = [
-            json.dumps({"text": document.text, "label": document.label}) for document in made(n, n).documents
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    process = prepare(tmp_path, "cache")
+    for path, n in zip(files(tmp_path), (5000, 200), strict=True):
+        write_lines(Path(path), [(document.text, document.label) for document in made(n, n).documents])
+    child = prepare(tmp_path)
     while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in chunks}
-    again = prepare(tmp_path, "cache")
-    while again.poll() is None:  # none of the chunks that were there is written again
-        for path, written_at in kept.items():
-            if path.exists():
+    again = prepare(tmp_path)
+    while (ended := os.waitpid(again, os.WNOHANG)) == (0, 0):
+        for path, written_at in kept.items():  # which is not written again
+            with contextlib.suppress(FileNotFoundError):  # removed at the end
                 assert path.stat().st_mtime_ns == written_at
-        time.sleep(0.01)
-    assert again.returncode == 0
+        time.sleep(0.005)
+    assert ended == (again, 0)
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 1 << 18)
-    files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
-    TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
+    TextFiles(*files(tmp_path), cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {"", ".lock"}
 
@@ -242,13 +241,17 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from torch_rnn.data import tokens
-from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.data.cache import cached
+from torch_rnn.data.documents import documents
+
+folder = Path(sys.argv[1])
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-def prepared(name):
-    TextFiles(f"{sys.argv[1]}/{name}.csv", f"{sys.argv[1]}/few.csv", cache=sys.argv[1]).prepare_data()
+def prepare(name):
+    splits = {"train": documents(folder / f"{name}.csv"), "test": documents(folder / "few.csv")}
+    cached(folder, name, {}, lambda part, work: tokens.write_tokens(splits, part, work))
 
 peak, plain = 0, tokens._read_chunk
 def watched(*args):
@@ -257,9 +260,9 @@ def watched(*args):
     return plain(*args)
 
 tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
-prepared("few")
+prepare("few")
 before, peak = resident(), 0
-prepared("many")
+prepare("many")
 print(max(peak, resident()) - before)
 """
 
@@ -267,7 +270,7 @@ print(max(peak, resident()) - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_texts_are_not_held_in_memory(tmp_path):
     text = " ".join(f"word{i % 977}" for i in range(2000))
-    for name, n in (("few", 2), ("many", 2000)):
+    for name, n in (("few", 2), ("many", 1000)):
         with open(tmp_path / f"{name}.csv", "w") as file:
             file.write("text,label\n")
             for i in range(n):

@@ -113,7 +113,6 @@ BOTH = [("x", "a"), ("y", "b")]
     ("train_rows", "test_rows", "more", "message"),
     [
         (BOTH, [("x", "c")], [], "the test data have the label 'c', which the train data lack"),
-        ([("x", "a"), ("y", "a")], [("x", "a")], [], "the train data have one label only ('a')"),
         (BOTH, BOTH, ["--data.text_column=review"], "and no review; name yours with"),
         (BOTH, BOTH, ["--model.output_size=3"], "output_size is 3; 2 classes need 1 or 2"),
         (
@@ -122,7 +121,6 @@ BOTH = [("x", "a"), ("y", "b")]
             [],
             "validation is 0.1; that leaves no data for training",
         ),
-        (BOTH, [], [], "the test data hold no document"),
     ],
 )
 def test_unusable_files_are_one_sentence(tmp_path, capsys, train_rows, test_rows, more, message):

@@ -1,4 +1,4 @@
-"""Tokens do not depend on chunks or processes, need little memory, and resume after a kill."""
+"""Tokens do not depend on chunks or processes; preparing them needs little memory and survives a kill."""
 
 import contextlib
 import io
@@ -30,6 +30,7 @@ FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens
 
 
 def made(n, seed):
+    """Returns n reviews of the grammar."""
     texts, labels = corpus(n, seed)
     return DocumentList(
         [Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)]
@@ -37,6 +38,7 @@ def made(n, seed):
 
 
 def written(folder, splits):
+    """Writes the tokens and returns the contents of the files by name."""
     folder.mkdir()
     write_tokens(splits, folder, folder.with_suffix(".work"))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -44,23 +46,19 @@ def written(folder, splits):
 
 def test_tokens_are_those_of_the_documents(tmp_path):
     train, test = made(50, 0), made(20, 1)
-    assert written(tmp_path / "out", {"train": train, "test": test}).keys() == FILES | {
-        "words.json",
-        "classes.json",
-    }
+    names = written(tmp_path / "out", {"train": train, "test": test}).keys()
+    assert names == FILES | {"words.json", "classes.json"}
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert (
-        words
-        == Vocabulary.build(Counter(w for document in train.documents for w in tokenize(document.text))).words
-    )
+    counts = Counter(word for document in train.documents for word in tokenize(document.text))
+    assert words == Vocabulary.build(counts).words
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
     for split, source in (("train", train), ("test", test)):
-        found = read_tokens(tmp_path / "out", split)
-        assert len(found.labels) == len(source.documents)
+        read = read_tokens(tmp_path / "out", split)
+        assert len(read.labels) == len(source.documents)
         for i, document in enumerate(source.documents):
-            ids = found.ids[found.offsets[i] : found.offsets[i + 1]]
+            ids = read.ids[read.offsets[i] : read.offsets[i + 1]]
             assert ids.tolist() == Vocabulary(words).encode(tokenize(document.text)).tolist()
-            assert "ab"[found.labels[i]] == document.label
+            assert "ab"[read.labels[i]] == document.label
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -79,16 +77,16 @@ def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monk
     whole = written(tmp_path / "a", splits)
     work = tmp_path / "b.work"
     (tmp_path / "a.work").rename(work)
-    gone, broken = work / "train-000003.npz", work / "train-000005.npz"
-    gone.unlink()
-    broken.write_bytes(broken.read_bytes()[:-20])
-    made_again, plain = [], tokens._write_chunk
+    missing, damaged = work / "train-000003.npz", work / "train-000005.npz"
+    missing.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    made_again, write_chunk = [], tokens._write_chunk
     monkeypatch.setattr(tokens, "_cores", lambda: 1)
     monkeypatch.setattr(
-        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), plain(path, *rest))
+        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), write_chunk(path, *rest))
     )
     assert written(tmp_path / "b", splits) == whole
-    assert made_again == [gone, broken]
+    assert made_again == [missing, damaged]
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet", "shards", "", "memory"])
@@ -182,31 +180,31 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
     if not workers.exists():
         os.kill(child, signal.SIGKILL)
         pytest.skip("this kernel does not list the children of a process")
-    found = workers.read_text().split()
+    pids = workers.read_text().split()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     end = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in found):
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert found
+    assert pids
 
 
 def test_rare_words_are_dropped_if_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_WORDS", 10)
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
-    often = " ".join(f"often{i}" for i in range(9))
-    rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
+    frequent = " ".join(f"frequent{i}" for i in range(9))
+    rows = [Document(f"{frequent} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
     written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert set(words) == {"<unk>", *often.split()}
+    assert set(words) == {"<unk>", *frequent.split()}
 
 
 def test_whole_groups_are_held_out_whatever_the_order():
     keys = np.array([tokens.group_key(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
-    learnt, held_out = grouped_split(keys, 0.1)
-    assert sorted([*learnt, *held_out]) == list(range(400))
-    assert not set(keys[learnt]) & set(keys[held_out])
+    fitted, held_out = grouped_split(keys, 0.1)
+    assert sorted([*fitted, *held_out]) == list(range(400))
+    assert not set(keys[fitted]) & set(keys[held_out])
     assert len(held_out) == 40
     shuffled = np.random.default_rng(0).permutation(keys)
     assert set(shuffled[grouped_split(shuffled, 0.1)[1]]) == set(keys[held_out])
@@ -253,11 +251,11 @@ def prepare(name):
     splits = {"train": documents(folder / f"{name}.csv"), "test": documents(folder / "few.csv")}
     cached(folder, name, {}, lambda part, work: tokens.write_tokens(splits, part, work))
 
-peak, plain = 0, tokens._read_chunk
+peak, read_chunk = 0, tokens._read_chunk
 def watched(*args):
     global peak
     peak = max(peak, resident())
-    return plain(*args)
+    return read_chunk(*args)
 
 tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
 prepare("few")
@@ -279,7 +277,7 @@ def test_texts_are_not_held_in_memory(tmp_path):
     assert int(run.stdout.splitlines()[-1]) < (tmp_path / "many.csv").stat().st_size / 2
 
 
-def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
+def test_a_large_file_of_ids_is_not_held_in_memory(tmp_path, monkeypatch):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -289,30 +287,30 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
     for name in ("labels", "keys"):
         np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY", 1 << 22)
-    found = read_tokens(tmp_path, "train")
-    ragged = RaggedSequences(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
+    train = read_tokens(tmp_path, "train")
+    ragged = RaggedSequences(train.ids, train.offsets, np.arange(n), maxlen=T - 10, max_features=T)
     loader = Loader(
-        Sequences(ragged, found.labels, 0.5), BucketBatchSampler(ragged.lengths, 64, 0, shuffle=True)
+        Sequences(ragged, train.labels, 0.5), BucketBatchSampler(ragged.lengths, 64, 0, shuffle=True)
     )
-    before, most = resident(), 0
-    assert found.ids.min(initial=0) == 0
+    before, peak = resident(), 0
+    assert train.ids.min(initial=0) == 0
     for batch in loader:
         assert (batch.x.diff() > 0).sum() == batch.lengths.sum() - len(batch.lengths)
         assert int(batch.x[0, 0]) >= 10
-        most = max(most, resident() - before)
-    assert most < 40e6
+        peak = max(peak, resident() - before)
+    assert peak < 40e6
 
 
-def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
+def test_batches_are_equal_from_memory_and_from_a_file(tmp_path, monkeypatch):
     written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
-    draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
-    for resident in (1 << 28, 0):
-        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", resident or 16)
+    indices, batches = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
+    for limit, in_memory in ((1 << 28, True), (16, False)):
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
         train = read_tokens(tmp_path / "out", "train")
-        assert isinstance(train.ids, np.ndarray) == bool(resident)
+        assert isinstance(train.ids, np.ndarray) == in_memory
         ragged = RaggedSequences(train.ids, train.offsets, np.arange(100), maxlen=12, max_features=30)
-        found.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        batches.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[indices] for rank in range(2)])
         assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
         assert train.ids.min(initial=9) == 1
-    for a, b in zip(*found, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))
+    for part, part_from_file in zip(*batches, strict=True):
+        assert all(torch.equal(*tensors) for tensors in zip(part[:3], part_from_file[:3], strict=True))

@@ -1,7 +1,7 @@
 """Break runs in every way that they are promised to survive, and print promise, tries and failures.
 
-Small runs with dropout and real files are killed, damaged and starved. --scale 0.1 makes a tenth of the
-tries. All of them take about 40 minutes. Exit status 1 where a promise is broken.
+Small runs with dropout and real files are killed, damaged and starved. The trials take about 40 minutes,
+with --scale 0.1 a tenth of that. The exit status is 1 where a promise is broken.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch_rnn.benchmarks.tables import replace_section
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import file_trials  # noqa: E402 (it stands beside the tests, which make a few of the same tries)
+import file_trials  # noqa: E402 (in tests/, which is now on the path)
 import process_trials  # noqa: E402
 import trials  # noqa: E402
 
@@ -47,6 +47,7 @@ def table(rows: list[trials.Found]) -> str:
 
 
 def show(rows: list[trials.Found]) -> None:
+    """Prints the same table on the screen."""
     shown = Table("promise", "tries", "failures")
     for row in rows:
         seen = f" ({row.seen})" if row.seen else ""
@@ -59,9 +60,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "trials", nargs="*", metavar="trial", help=f"of {', '.join(TRIALS)}; none: all of them"
+        "trials", nargs="*", metavar="trial", help=f"any of {', '.join(TRIALS)} (default: all)"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="of the full number of tries")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of tries (default: 1)")
     parser.add_argument("--readme", action="store_true", help="put the table into tests/README.md")
     chosen = parser.parse_args()
     if unknown := set(chosen.trials) - set(TRIALS):

@@ -1,8 +1,9 @@
-"""Weak scaling of training on this machine, one thread a process, and what a process sends in a step.
+"""Measure weak scaling of training on this machine, and compute what a process sends in a step.
 
-Runs scripts/train_imdb.py under torchrun with 1, 2, ... processes of so many rows each, in turns, and gives
-the medians; further arguments are settings of these runs. Beside the bytes of all gradients stand those of
-Wxh's columns of the batch's words alone, since the others are zero: what a sparse reduction would send.
+Runs scripts/train_imdb.py under torchrun with 1, 2, ... processes in turns, with the same number of rows and
+one thread in each, and prints medians. Other arguments are settings of these runs. A second table compares
+the bytes of all gradients with those of a sparse reduction, which sends only the columns of Wxh whose words
+are in the batch: the gradient of the other columns is zero.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from torch_rnn.data.batches import Shard
+from torch_rnn.errors import RunError
 from torch_rnn.training.cli import CLI
 from torch_rnn.training.run import configure_output
 
@@ -30,10 +32,12 @@ STEPS, BATCHES = 200, 50
 
 
 class Batches(NamedTuple):
-    """Of one process's part of a batch, and of all of it: how many different words, by mean."""
+    """What determines the bytes of a step; the numbers of words are means over batches."""
 
     part: float
+    """Different words in one process's part of a batch."""
     whole: float
+    """Different words in the whole batch."""
     columns: int
     """Bytes of one of Wxh's columns."""
     rest: int
@@ -43,7 +47,10 @@ class Batches(NamedTuple):
 
 
 def trained(processes: int, rows: int, settings: list[str]) -> dict:
-    """results.json of so many processes with so many rows each."""
+    """Returns the results.json of a training with `rows` rows of each batch in each process.
+
+    Raises RunError, and keeps the output in a file, if the training fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         limits = [f"--trainer.limit_train_batches={STEPS}", "--trainer.max_epochs=1"]
@@ -58,11 +65,18 @@ def trained(processes: int, rows: int, settings: list[str]) -> dict:
             text=True,
         )
         if run.returncode:
-            raise SystemExit(run.stderr[-2000:])
+            prefix = f"scaling-{processes}-"
+            with tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=".log", delete=False) as log:
+                log.write(run.stdout + run.stderr)
+            raise RunError(
+                f"the training with --processes {processes} --rows {rows} ended with {run.returncode}; "
+                f"see its output in {log.name}"
+            )
         return json.loads(Path(folder, "run", "results.json").read_text(encoding="utf-8"))
 
 
 def batches(processes: int, rows: int, settings: list[str]) -> Batches:
+    """Counts the words of the first batches."""
     logging.disable(logging.WARNING)
     try:
         cli = CLI([*settings, f"--data.batch_size={processes * rows}"])
@@ -71,20 +85,23 @@ def batches(processes: int, rows: int, settings: list[str]) -> Batches:
         logging.disable(logging.NOTSET)
     means = []
     for shard in (Shard(0, processes), Shard()):
-        found = list(islice(cli.datamodule.loader("train", shard), BATCHES))
-        means.append(statistics.fmean(len(batch.x.unique()) for batch in found))
+        first = islice(cli.datamodule.loader("train", shard), BATCHES)
+        means.append(statistics.fmean(len(batch.x.unique()) for batch in first))
     rnn = cli.model.rnn
     rest = 4 * sum(parameter.numel() for parameter in rnn.parameters()) - 4 * rnn.Wxh.numel()
     return Batches(*means, 4 * rnn.hidden_size, rest, 4 * rnn.Wxh.numel())
 
 
-def sent(processes: int, of: Batches) -> dict[str, float]:
-    """Bytes a process sends in a step; an id has four. A ring sends 2 (W - 1) / W of what it sums."""
+def sent(processes: int, counts: Batches) -> dict[str, float]:
+    """Returns the bytes that a process sends in a step: three ways to reduce the gradients.
+
+    An id has 4 bytes. A ring of W processes sends 2 (W - 1) / W of what it sums.
+    """
     ring, others = 2 * (processes - 1) / processes, processes - 1
     return {
-        "all gradients": ring * (of.Wxh + of.rest),
-        "columns, gathered": others * of.part * (of.columns + 4) + ring * of.rest,
-        "columns, summed": others * of.part * 4 + ring * (of.whole * of.columns + of.rest),
+        "all gradients": ring * (counts.Wxh + counts.rest),
+        "columns, gathered": others * counts.part * (counts.columns + 4) + ring * counts.rest,
+        "columns, summed": others * counts.part * 4 + ring * (counts.whole * counts.columns + counts.rest),
     }
 
 
@@ -92,25 +109,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rows", type=int, default=64, help="of a batch, each process's")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes to compare"
+    )
+    parser.add_argument("--rows", type=int, default=64, help="rows of each batch in each process")
+    parser.add_argument("--turns", type=int, default=3, help="trainings with each number of processes")
     chosen, settings = parser.parse_known_args()
     for name in ("rows", "turns"):
         if getattr(chosen, name) < 1:
             parser.error(f"--{name} is {getattr(chosen, name)}; it must be at least 1")
     if min(chosen.processes) < 1:
         parser.error(f"--processes is {chosen.processes}; each must be at least 1")
-    if not any(of.startswith("--config") for of in settings):
+    if not any(setting.startswith("--config") for setting in settings):
         settings = ["--config", str(ROOT / "configs" / "imdb.yaml"), *settings]
     configure_output()
     plan = [processes for _ in range(chosen.turns) for processes in chosen.processes]
-    found = [(processes, trained(processes, chosen.rows, settings)) for processes in track(plan, "training")]
-    speeds, rows = Table("processes", "ms a step", "tokens a second", "efficiency"), {}
-    for processes, results in found:
-        rows.setdefault(processes, []).append((results["tokens_per_second"], results["ms_per_step"]))
+    speeds, measured = Table("processes", "ms a step", "tokens a second", "efficiency"), {}
+    try:
+        for processes in track(plan, "training"):
+            results = trained(processes, chosen.rows, settings)
+            speed = results["tokens_per_second"], results["ms_per_step"]
+            measured.setdefault(processes, []).append(speed)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     medians = {
-        of: [statistics.median(values) for values in zip(*row, strict=True)] for of, row in rows.items()
+        processes: [statistics.median(values) for values in zip(*turns, strict=True)]
+        for processes, turns in measured.items()
     }
     first = chosen.processes[0]
     for processes, (tokens, milliseconds) in medians.items():
@@ -120,9 +145,9 @@ def main() -> int:
     columns = ("all gradients", "columns, gathered", "columns, summed")
     volumes = Table("processes", "words: part, whole", *columns, title="KB that a process sends in a step")
     for processes in sorted({*chosen.processes, 2, 4, 8, 16}):
-        of = batches(processes, chosen.rows, settings)
-        cells = [f"{value / 1000:,.0f}" for value in sent(processes, of).values()]
-        volumes.add_row(str(processes), f"{of.part:,.0f}, {of.whole:,.0f}", *cells)
+        counts = batches(processes, chosen.rows, settings)
+        cells = [f"{value / 1000:,.0f}" for value in sent(processes, counts).values()]
+        volumes.add_row(str(processes), f"{counts.part:,.0f}, {counts.whole:,.0f}", *cells)
     Console().print(volumes)
     return 0
 

@@ -1,4 +1,4 @@
-"""Trials of files: killed while they are written, damaged where they lie, prepared by many at once."""
+"""Trials of files: a kill while they are written, damage, and preparation by many processes at once."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import signal
-import tarfile
 import tempfile
 import time
 import warnings
@@ -14,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from made_reviews import reviews, write_archive
 from rich.progress import track
 from trials import SMALL, Found, train
 
 from torch_rnn.data import imdb
 from torch_rnn.data.cache import cached
-from torch_rnn.data.grammar import corpus
 from torch_rnn.data.tokens import write_tokens
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
@@ -28,16 +27,16 @@ from torch_rnn.training.checkpoint_file import FOLDER, LAST, newest, read_checkp
 
 
 def kills_in_save(work: Path, tries: int) -> Found:
-    """kill -9 while a checkpoint of 32 MB is being written, TMPDIR being on another file system."""
-    rng, failures, path, last = random.Random(1), [], work / FOLDER / LAST, -1
-    blob, inside = torch.zeros(8 << 20), 0
+    """Sends SIGKILL while a checkpoint of 32 MB is written and TMPDIR is on another file system."""
+    rng, failures, path, last_step = random.Random(1), [], work / FOLDER / LAST, -1
+    blob, half_written = torch.zeros(8 << 20), 0
     path.parent.mkdir()
     for number in track(range(tries), "kills in a save"):
         child = fork()
         if child == 0:
             os.environ["TMPDIR"] = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
             with contextlib.suppress(BaseException):
-                for step in range(last + 1, last + 1000):
+                for step in range(last_step + 1, last_step + 1000):
                     write_checkpoint(path, {"step": step, "blob": blob})
             os._exit(1)
         time.sleep(rng.uniform(0, 0.2))
@@ -46,38 +45,38 @@ def kills_in_save(work: Path, tries: int) -> Found:
         time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        inside += bool(list(path.parent.glob(".*.part")))
+        half_written += bool(list(path.parent.glob(".*.part")))
         remove_parts(path.parent)
         try:
-            found = newest(work)
-            if found is not None or last >= 0:
-                step = read_checkpoint(found)["step"]
-                if step < last:
-                    failures.append(f"kill {number}: step {step} after {last}")
-                last = step
+            checkpoint = newest(work)
+            if checkpoint is not None or last_step >= 0:
+                step = read_checkpoint(checkpoint)["step"]
+                if step < last_step:
+                    failures.append(f"kill {number}: step {step} after {last_step}")
+                last_step = step
         except (RunError, TypeError) as error:
             failures.append(f"kill {number}: {error}")
-        strays = {of.name for of in path.parent.iterdir()} - {"last.ckpt", "previous.ckpt"}
+        strays = {file.name for file in path.parent.iterdir()} - {"last.ckpt", "previous.ckpt"}
         failures += [f"kill {number} left {strays}"] if strays else []
     return Found(
         "kill -9 inside a save, TMPDIR on another file system: a checkpoint loads, no older than the last"
         " one, and the next start leaves no stray file",
         tries,
         failures,
-        f"{inside} with a half-written file",
+        f"{half_written} with a half-written file",
     )
 
 
 def damaged(contents: bytes, rng: random.Random) -> bytes:
-    """The contents with one bit flipped, or cut short; each as often."""
+    """Returns the contents cut short or with one bit flipped, at random."""
     if rng.random() < 0.5:
         return contents[: rng.randrange(len(contents))]
-    at = rng.randrange(len(contents))
-    return contents[:at] + bytes([contents[at] ^ 1 << rng.randrange(8)]) + contents[at + 1 :]
+    i = rng.randrange(len(contents))
+    return contents[:i] + bytes([contents[i] ^ 1 << rng.randrange(8)]) + contents[i + 1 :]
 
 
-def refused(path: Path, read: Callable[[Path], object]) -> str:
-    """Empty where reading fails with a sentence that names the file."""
+def failure_of_reading(path: Path, read: Callable[[Path], object]) -> str:
+    """Returns "" if reading a damaged file fails with an error that names it, else what happened instead."""
     try:
         read(path)
     except (RunError, ValueError) as error:
@@ -88,27 +87,29 @@ def refused(path: Path, read: Callable[[Path], object]) -> str:
 
 
 def damage(work: Path, tries: int) -> Found:
-    """Flipped bits and truncations of checkpoints, weights, token caches and archives."""
+    """Flips bits of checkpoints, weights, token caches and archives, or truncates them."""
     rng, failures = random.Random(2), []
     train(work / "run", SMALL)
     archive = work / "aclImdb.tar.xz"
-    write_archive(archive, 40)
-    folder = cached(
-        work / "cache", "imdb", {}, lambda part, work: write_tokens(imdb.read_reviews(archive), part, work)
-    )
+    write_archive(archive, reviews(40, 40))
+
+    def prepare() -> Path:
+        return cached(
+            work / "cache",
+            "imdb",
+            {},
+            lambda part, work: write_tokens(imdb.read_reviews(archive), part, work),
+        )
+
+    folder = prepare()
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logging.getLogger("torch_rnn.data.cache").addHandler(handler)
 
     def read_cache(path: Path) -> None:
-        cached(
-            work / "cache",
-            "imdb",
-            {},
-            lambda part, work: write_tokens(imdb.read_reviews(archive), part, work),
-        )
-        if messages:
+        prepare()
+        if messages:  # the warning that a damaged cache is made again
             raise RunError(messages.pop())
 
     kinds = {
@@ -122,7 +123,8 @@ def damage(work: Path, tries: int) -> Found:
         path = choose()
         good = path.read_bytes()
         path.write_bytes(damaged(good, rng))
-        failures += [of for of in [refused(path, read)] if of]
+        if failure := failure_of_reading(path, read):
+            failures.append(failure)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(good)
     return Found(
@@ -133,35 +135,24 @@ def damage(work: Path, tries: int) -> Found:
     )
 
 
-def write_archive(path: Path, n: int) -> None:
-    """n reviews of the grammar in each of the four folders, in the published layout of IMDB."""
-    texts, _ = corpus(4 * n, seed=0)
-    with tarfile.open(path, f"w:{path.suffix[1:]}") as tar:
-        for split in ("train", "test"):
-            for kind in ("neg", "pos"):
-                files = {f"{kind}/{i}_5.txt": texts.pop() for i in range(n)}
-                files[f"urls_{kind}.txt"] = "".join(f"film{i // 4}\n" for i in range(n))
-                for name, text in files.items():
-                    member = tarfile.TarInfo(f"aclImdb/{split}/{name}")
-                    member.size = len(text.encode())
-                    tar.addfile(member, io.BytesIO(text.encode()))
-
-
 def many_at_once(work: Path, tries: int) -> Found:
-    """Eight processes prepare the same data, and the one that is at it is killed half-way."""
+    """Lets eight processes prepare the same data, and kills the one that writes it half-way."""
     archive = work / "aclImdb.tar.xz"
-    write_archive(archive, 500)
+    write_archive(archive, reviews(500, 500))
 
     def manifest(parent: Path) -> bytes:
+        """Prepares the data and returns its manifest. The file `writer` names the process that writes."""
+
         def make(part: Path, work: Path) -> None:
-            (parent / "maker").write_text(str(os.getpid()))
+            (parent / "writer").write_text(str(os.getpid()))
             write_tokens(imdb.read_reviews(archive), part, work)
 
         return (cached(parent, "imdb", {}, make) / "manifest.json").read_bytes()
 
     (work / "alone").mkdir()
-    began, right, rng, failures = time.monotonic(), manifest(work / "alone"), random.Random(5), []
-    lasts = time.monotonic() - began
+    rng, failures, start = random.Random(5), [], time.monotonic()
+    expected = manifest(work / "alone")
+    seconds = time.monotonic() - start
     for number in track(range(tries), "many at once"):
         parent = work / f"round{number}"
         parent.mkdir()
@@ -170,13 +161,13 @@ def many_at_once(work: Path, tries: int) -> Found:
             if (child := fork()) == 0:
                 status = 2
                 with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
-                    status = int(manifest(parent) != right)
+                    status = int(manifest(parent) != expected)
                 os._exit(status)
             children.append(child)
-        while not ((parent / "maker").exists() and (parent / "maker").read_text()):
+        while not ((parent / "writer").exists() and (parent / "writer").read_text()):
             time.sleep(0.001)
-        time.sleep(rng.uniform(0.1, 0.9) * lasts)
-        victim = int((parent / "maker").read_text())
+        time.sleep(rng.uniform(0.1, 0.9) * seconds)
+        victim = int((parent / "writer").read_text())
         os.kill(victim, signal.SIGKILL)
         ended = wait_for(children, seconds=60)
         for child, status in ended.items():
@@ -193,7 +184,7 @@ def many_at_once(work: Path, tries: int) -> Found:
 
 
 def wait_for(children: list[int], seconds: float) -> dict[int, int]:
-    """The statuses of the children; one that has not ended by then is killed, and has status -1."""
+    """Returns the statuses of the children. Kills those that have not ended in time; their status is -1."""
     end, statuses = time.monotonic() + seconds, {}
     while len(statuses) < len(children):
         for child in set(children) - set(statuses):
@@ -209,7 +200,7 @@ def wait_for(children: list[int], seconds: float) -> dict[int, int]:
 
 
 def fork() -> int:
-    """os.fork, which Python 3.12 warns of where there are threads; no child here computes with them."""
+    """Forks without Python 3.12's warning of threads: no child here computes with them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()

@@ -8,25 +8,27 @@ from pathlib import Path
 from torch_rnn.data.grammar import corpus
 
 
-def _made() -> dict[str, bytes]:
-    texts, _ = corpus(36, seed=7)
+def reviews(train: int, test: int) -> dict[str, bytes]:
+    """Returns the files of a data set, with so many reviews in each of a split's two classes.
+
+    Three reviews are about each film. The ratings in the names of the files mean nothing.
+    """
+    texts, _ = corpus(2 * (train + test), seed=7)
     files = {}
-    for split, n in (("train", 12), ("test", 6)):
-        for kind in ("neg", "pos"):
-            for number in range(n):
-                files[f"{split}/{kind}/{number}_{number % 10}.txt"] = texts.pop().encode()
-            films = "\n".join(f"film{number // 3}" for number in range(n))
-            files[f"{split}/urls_{kind}.txt"] = f"{films}\n".encode()
-    files["train/unsup/0_0.txt"] = b"never read"
+    for split, n in (("train", train), ("test", test)):
+        for label in ("neg", "pos"):
+            for i in range(n):
+                files[f"{split}/{label}/{i}_{i % 10}.txt"] = texts.pop().encode()
+            films = "\n".join(f"film{i // 3}" for i in range(n))
+            files[f"{split}/urls_{label}.txt"] = f"{films}\n".encode()
     return files
 
 
-_ALL = _made()
-FILES = {name: contents for name, contents in _ALL.items() if "unsup" not in name}
+FILES = reviews(12, 6)
 
 
 def write_folder(root: Path, files: dict[str, bytes | None] = FILES) -> None:
-    """The files as root/aclImdb; one that is None is left out."""
+    """Writes the files into root/aclImdb, without those that are None."""
     for name, contents in files.items():
         if contents is not None:
             path = root / "aclImdb" / name
@@ -34,14 +36,14 @@ def write_folder(root: Path, files: dict[str, bytes | None] = FILES) -> None:
             path.write_bytes(contents)
 
 
-def write_archive(path: Path, shuffle: bool = False) -> None:
-    """The files, the unlabelled ones too, as a compressed archive with the one top folder aclImdb/."""
+def write_archive(path: Path, files: dict[str, bytes] = FILES, shuffle: bool = False) -> None:
+    """Writes the files, and an unlabelled review, into a compressed archive with the top folder aclImdb/."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    members = list(_ALL.items())
+    members = [*files.items(), ("train/unsup/0_0.txt", b"never read")]
     if shuffle:
         random.Random(0).shuffle(members)
-    with tarfile.open(path, f"w:{path.suffix[1:]}") as tar:
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as archive:
         for name, contents in members:
-            info = tarfile.TarInfo(f"aclImdb/{name}")
-            info.size = len(contents)
-            tar.addfile(info, io.BytesIO(contents))
+            member = tarfile.TarInfo(f"aclImdb/{name}")
+            member.size = len(contents)
+            archive.addfile(member, io.BytesIO(contents))

@@ -1,4 +1,4 @@
-"""The addition data, and exact sums of numbers far longer than in training."""
+"""The addition data; exact sums of numbers that are far longer than those of the training."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_sums_of_64_and_of_1000_bits_are_exact(tmp_path, capsys):
     assert "1000 bits: 100 of 100 sums are exact" in printed
 
 
-def test_one_wrong_bit_is_not_exact():
+def test_sums_of_an_untrained_model_are_not_exact():
     data = Addition(train=8, validation=8, test={4: 20})
     data.setup()
     assert data.remarks(RNN(2, 4, 1, readout="every", init="seed")) != ["4 bits: 20 of 20 sums are exact"]

@@ -5,58 +5,55 @@ import torch
 
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, RaggedSequences, Sequences, collate
 
-rng = np.random.default_rng(0)
-LENGTHS = rng.integers(1, 200, size=1000)
+LENGTHS = np.random.default_rng(0).integers(1, 200, size=1000)
 
 
-def draws(**changes):
-    sampler = BucketBatchSampler(LENGTHS, **{"batch_size": 16, "seed": 1, "shuffle": True, **changes})
-    return sampler
+def make_sampler(shuffle=True, seed=1):
+    return BucketBatchSampler(LENGTHS, batch_size=16, seed=seed, shuffle=shuffle)
 
 
-def test_every_sequence_once_an_epoch():
+def test_every_sequence_is_in_one_batch_of_an_epoch():
     for shuffle in (True, False):
-        sampler = draws(shuffle=shuffle)
-        batches = [draw.rows for draw in sampler]
+        sampler = make_sampler(shuffle=shuffle)
+        batches = [indices.rows for indices in sampler]
         assert len(batches) == len(sampler) == 63
         assert sorted(np.concatenate(batches)) == list(range(1000))
 
 
-def test_batches_are_of_similar_length():
-    padded = sum(len(draw.rows) * LENGTHS[draw.rows].max() for draw in draws())
+def test_the_sequences_of_a_batch_have_similar_lengths():
+    padded = sum(len(indices.rows) * LENGTHS[indices.rows].max() for indices in make_sampler())
     assert padded < 1.1 * LENGTHS.sum()
-    at_random = LENGTHS[:992].reshape(-1, 16).max(axis=1).sum() * 16
-    assert at_random > 1.7 * LENGTHS[:992].sum()
+    padded_unsorted = LENGTHS[:992].reshape(-1, 16).max(axis=1).sum() * 16
+    assert padded_unsorted > 1.7 * LENGTHS[:992].sum()
 
 
 def test_order_is_a_function_of_seed_and_epoch():
     def order(seed, epoch):
-        sampler = draws(seed=seed)
+        sampler = make_sampler(seed=seed)
         sampler.set_epoch(epoch)
-        return [(draw.seed, draw.rows.tolist()) for draw in sampler]
+        return [(indices.seed, indices.rows.tolist()) for indices in sampler]
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
 
 
-def test_ragged_takes_the_last_maxlen_ids_and_cuts_the_vocabulary():
-    ragged = RaggedSequences(
-        np.array([1, 2, 3, 9, 5, 6]), np.array([0, 4, 4, 6]), np.array([2, 0, 1]), 3, max_features=6
-    )
+def test_ragged_sequences_have_the_last_maxlen_ids_and_0_for_rare_words():
+    ids, offsets = np.array([1, 2, 3, 9, 5, 6]), np.array([0, 4, 4, 6])
+    ragged = RaggedSequences(ids, offsets, np.array([2, 0, 1]), maxlen=3, max_features=6)
     assert [ragged[i].tolist() for i in range(len(ragged))] == [[5, 0], [2, 3, 0], []]
     assert ragged.lengths.tolist() == [2, 3, 0]
 
 
-def test_word_dropout_leaves_out_half_and_never_all():
+def test_word_dropout_removes_half_of_the_words_and_never_all():
     data = Sequences([np.arange(1000), np.array([7])], [0, 1], word_dropout=0.5)
-    first, again, other = (data[BatchIndices((0, 0, step), np.array([0, 1]))] for step in (0, 0, 1))
+    first, again, next_step = (data[BatchIndices((0, 0, step), np.array([0, 1]))] for step in (0, 0, 1))
     assert 400 < first.lengths[0] < 600
     assert first.lengths[1] == 1
     kept = first.x[0, : first.lengths[0]]
     assert torch.equal(kept, kept.sort().values)
     assert torch.equal(first.x, again.x)
-    assert not torch.equal(first.lengths, other.lengths)
+    assert not torch.equal(first.lengths, next_step.lengths)
 
 
 def test_collate_pads_sequences_and_labels():

@@ -1,4 +1,4 @@
-"""SequenceData checks values once, before it makes batches of them."""
+"""SequenceData checks the values of a split when it is added."""
 
 import numpy as np
 import pytest

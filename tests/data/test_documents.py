@@ -1,4 +1,4 @@
-"""Each format gives the same documents, from any position on; errors name the line or the row."""
+"""Each format yields the same documents from any position; errors name the line or the row."""
 
 import csv
 import json
@@ -62,13 +62,13 @@ def write(path, kind):
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet", ""])
-def test_every_format_gives_the_documents_from_any_position_on(tmp_path, kind):
+def test_every_format_yields_the_documents_from_any_position(tmp_path, kind):
     source = documents(write(tmp_path, kind))
-    found = list(source.read())
-    assert sorted(document[:2] for document, _ in found) == sorted(TEXTS)
-    assert all(document.group == document.text for document, _ in found)
-    for i, (_, place) in enumerate(found):
-        assert list(source.read(place)) == found[i + 1 :]
+    read = list(source.read())
+    assert sorted(document[:2] for document, _ in read) == sorted(TEXTS)
+    assert all(document.group == document.text for document, _ in read)
+    for i, (_, position) in enumerate(read):
+        assert list(source.read(position)) == read[i + 1 :]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path):
@@ -93,12 +93,12 @@ def test_a_changed_file_has_another_fingerprint(tmp_path):
 
 def test_a_parquet_file_has_the_documents_of_the_csv_file(tmp_path):
     rows = [(f"{text} {i}", label) for i in range(200) for text, label in TEXTS]
-    want = [document for document, _ in documents(write_table(tmp_path / "a.csv", rows)).read()]
+    expected = [document for document, _ in documents(write_table(tmp_path / "a.csv", rows)).read()]
     source = documents(write_parquet(tmp_path / "a.parquet", rows, row_group_size=300))
-    found = list(source.read())
-    assert [document for document, _ in found] == want
-    for i in (0, 255, 256, 298, 299, 300, 301, 998, 999):
-        assert list(source.read(found[i][1])) == found[i + 1 :]
+    read = list(source.read())
+    assert [document for document, _ in read] == expected
+    for i in (0, 255, 256, 298, 299, 300, 301, 998, 999):  # at the ends of batches and of row groups
+        assert list(source.read(read[i][1])) == read[i + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_parquet_file_has_the_documents_of_the_csv_file(tmp_path):
 def test_parquet_labels_may_be_whole_numbers_or_any_kind_of_text(tmp_path, label):
     text = pa.array(["good", "bad"], pa.large_string())
     pq.write_table(pa.table({"text": text, "label": label}), tmp_path / "a.parquet")
-    found = [document for document, _ in documents(tmp_path / "a.parquet").read()]
-    assert found == [Document("good", "3", "good"), Document("bad", "-1", "bad")]
+    read = [document for document, _ in documents(tmp_path / "a.parquet").read()]
+    assert read == [Document("good", "3", "good"), Document("bad", "-1", "bad")]
 
 
 def test_a_row_group_is_not_held_in_memory(tmp_path):
@@ -123,8 +123,8 @@ def test_a_row_group_is_not_held_in_memory(tmp_path):
     )
     assert pq.ParquetFile(path).num_row_groups == 1
     before = pa.total_allocated_bytes()
-    most = max(pa.total_allocated_bytes() - before for _ in documents(path).read())
-    assert most < path.stat().st_size / 2
+    peak = max(pa.total_allocated_bytes() - before for _ in documents(path).read())
+    assert peak < path.stat().st_size / 2
 
 
 def write_shards(folder, split, rows, n):
@@ -134,16 +134,16 @@ def write_shards(folder, split, rows, n):
     return folder
 
 
-def test_shards_are_read_in_the_order_of_their_names_from_any_position_on(tmp_path):
+def test_shards_are_read_in_the_order_of_their_names_from_any_position(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(20)]
     source = documents(write_shards(tmp_path / "shards", "train", rows, 2))
-    found = list(source.read())
-    assert [document[:2] for document, _ in found] == rows[0::2] + rows[1::2]
-    for i, (_, position) in enumerate(found):
-        assert list(source.read(position)) == found[i + 1 :]
+    read = list(source.read())
+    assert [document[:2] for document, _ in read] == rows[0::2] + rows[1::2]
+    for i, (_, position) in enumerate(read):
+        assert list(source.read(position)) == read[i + 1 :]
 
 
-def test_a_folder_of_two_splits_gives_each_its_own_shards(tmp_path):
+def test_each_split_in_a_folder_has_its_own_shards(tmp_path):
     rows = {"train": [("x", "a")] * 4, "test": [("y", "b")] * 3}
     for split in rows:
         write_shards(tmp_path, split, rows[split], 2)
@@ -152,7 +152,7 @@ def test_a_folder_of_two_splits_gives_each_its_own_shards(tmp_path):
         assert [document[:2] for document, _ in source.read()] == rows[split]
 
 
-def test_shards_whose_names_tell_no_split_are_all_taken(tmp_path):
+def test_shards_without_a_split_in_their_names_are_all_read(tmp_path):
     for i in range(2):
         write_parquet(tmp_path / f"{i:04}.parquet")
     assert len(list(documents(tmp_path, split="test").read())) == 2 * len(TEXTS)
@@ -199,11 +199,11 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "data", "footer", "empty"])
 def test_a_damaged_parquet_file_is_one_error_that_names_it(tmp_path, damage):
     path = write_parquet(tmp_path / "a.parquet", TEXTS * 100, use_dictionary=False, write_page_checksum=True)
-    good = bytearray(path.read_bytes())
+    contents = bytearray(path.read_bytes())
     if damage in ("data", "footer"):
         data = pq.ParquetFile(path).metadata.row_group(0).column(2).data_page_offset + 100
-        good[data if damage == "data" else -6] ^= 0xFF
-    path.write_bytes({"cut": good[: len(good) // 2], "empty": b""}.get(damage, good))
+        contents[data if damage == "data" else -6] ^= 0xFF
+    path.write_bytes({"cut": contents[: len(contents) // 2], "empty": b""}.get(damage, contents))
     with pytest.raises(RunError, match=r"a\.parquet is damaged or not a Parquet file"):
         list(documents(path).read())
 

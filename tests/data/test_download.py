@@ -1,4 +1,4 @@
-"""The download from a local server that fails in every way."""
+"""Downloads from a local server that fails in every way."""
 
 import hashlib
 import os
@@ -53,18 +53,18 @@ def fetch(url, path):
     download(url, path, len(GOOD), hashlib.sha256(GOOD).hexdigest())
 
 
-def test_a_good_file_arrives(server, tmp_path):
+def test_a_good_file_is_downloaded(server, tmp_path):
     fetch(f"{server}/good", tmp_path / "new" / "file")
     assert (tmp_path / "new" / "file").read_bytes() == GOOD
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
-def test_the_part_of_a_killed_download_is_removed_and_that_of_a_running_one_is_kept(server, tmp_path):
+def test_files_of_a_killed_download_are_removed_and_those_of_a_running_one_are_kept(server, tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left, running = (tmp_path / f".file.{pid}.part" for pid in (ended.pid, os.getppid()))
+    killed, running = (tmp_path / f".file.{pid}.part" for pid in (ended.pid, os.getppid()))
     other = tmp_path / f".other.{ended.pid}.part"
-    for part in (left, running, other):
+    for part in (killed, running, other):
         part.write_bytes(GOOD[:100])
     fetch(f"{server}/good", tmp_path / "file")
     assert set(tmp_path.iterdir()) == {tmp_path / "file", running, other}
@@ -72,7 +72,7 @@ def test_the_part_of_a_killed_download_is_removed_and_that_of_a_running_one_is_k
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("path", [path for path in ANSWERS if path != "/good"])
-def test_anything_else_is_refused_and_leaves_nothing(server, tmp_path, path, monkeypatch):
+def test_a_wrong_answer_is_refused_and_leaves_nothing(server, tmp_path, path, monkeypatch):
     monkeypatch.setattr("torch_rnn.data.download.TIMEOUT", 0.3)
     with pytest.raises(RunError, match=f"{server}{path}"):
         fetch(f"{server}{path}", tmp_path / "file")

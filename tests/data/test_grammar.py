@@ -13,8 +13,8 @@ from torch_rnn.training import main
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
-def bags(data: Grammar, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """How often each word occurs in each review, (n, V), and the labels."""
+def word_counts(data: Grammar, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the counts (n, V) of each word in each review, and the labels (n,)."""
     sequences, labels = data.splits[split]
     counts = torch.zeros(len(sequences), len(data.vocabulary))
     for row, ids in zip(counts, sequences, strict=True):
@@ -23,10 +23,10 @@ def bags(data: Grammar, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_bag_of_words_does_not_pass_75_percent():
-    assert 1 - CONTRASTS / 2 < 0.75, "the bound that the grammar gives, whatever is learnt of the words"
+    assert 1 - CONTRASTS / 2 < 0.75, "the grammar limits the accuracy of every bag of words"
     data = Grammar()
     data.setup()
-    (x, y), (x_test, y_test) = bags(data, "train"), bags(data, "test")
+    (x, y), (x_test, y_test) = word_counts(data, "train"), word_counts(data, "test")
     w = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -42,15 +42,15 @@ def test_a_bag_of_words_does_not_pass_75_percent():
     optimizer.step(loss)
     accuracy = float((((x_test @ w[1:] + w[0]) > 0) == (y_test > 0)).float().mean())
     assert accuracy < 0.75
-    assert accuracy > 0.55, "the logistic regression should have learnt what can be learnt"
+    assert accuracy > 0.55, "the logistic regression has learnt too little"
 
 
 def test_the_rnn_passes_95_percent_with_the_published_configuration(tmp_path):
     arguments = ["--config", str(QUICKSTART), "--trainer.default_root_dir", str(tmp_path)]
     assert main(QUICKSTART, arguments) == 0
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["test"]["accuracy"] > 0.95
-    assert found["test"]["n"] == 2000
+    test = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert test["accuracy"] > 0.95
+    assert test["n"] == 2000
 
 
 def test_exchanging_the_opinions_of_a_contrast_exchanges_the_label():
@@ -62,7 +62,7 @@ def test_exchanging_the_opinions_of_a_contrast_exchanges_the_label():
     assert 0.4 < np.mean([label for _, label in contrasts]) < 0.6
 
 
-def test_equal_seeds_give_equal_reviews_and_other_seeds_others():
+def test_reviews_are_equal_for_equal_seeds_alone():
     assert corpus(50, seed=1)[0] == corpus(50, seed=1)[0]
     assert not set(corpus(50, seed=1)[0]) & set(corpus(50, seed=2)[0])
     assert sum(corpus(50, seed=1)[1]) == 25

@@ -1,4 +1,4 @@
-"""IMDB from a folder and from archives in its published layout, and the real data set if it is there."""
+"""IMDB from a folder and from archives in its published layout, and the real data set where it is present."""
 
 import os
 import tarfile
@@ -21,7 +21,8 @@ def prepared(tmp_path, root="root", **settings):
     return data
 
 
-def everything(data):
+def all_reviews(data):
+    """Returns the ids and the label of each review, by split."""
     return {
         split: [(sequences[i].tolist(), int(label)) for i, label in enumerate(labels)]
         for split, (sequences, labels) in data.splits.items()
@@ -32,7 +33,7 @@ def everything(data):
 def test_archive_and_folder_are_the_same(tmp_path, archive):
     write_folder(tmp_path / "folder")
     write_archive(tmp_path / "root" / archive, shuffle=True)
-    assert everything(prepared(tmp_path)) == everything(prepared(tmp_path, "folder"))
+    assert all_reviews(prepared(tmp_path)) == all_reviews(prepared(tmp_path, "folder"))
 
 
 def test_reviews_are_in_the_order_of_their_names_with_their_films(tmp_path):
@@ -51,17 +52,17 @@ def test_settings_cut_the_vocabulary_and_the_reviews(tmp_path):
     write_folder(tmp_path / "root")
     whole, cut = prepared(tmp_path), prepared(tmp_path, max_features=5, maxlen=4)
     assert len(cut.vocabulary) == cut.input_size == 5
-    for (ids, _), (few, _) in zip(everything(whole)["train"], everything(cut)["train"], strict=True):
-        assert few == [i if i < 5 else 0 for i in ids[-4:]]
+    for (ids, _), (cut_ids, _) in zip(all_reviews(whole)["train"], all_reviews(cut)["train"], strict=True):
+        assert cut_ids == [i if i < 5 else 0 for i in ids[-4:]]
 
 
 def test_validation_holds_out_whole_films(tmp_path):
     write_folder(tmp_path / "root")
     data = prepared(tmp_path, validation=0.3)
     keys = read_tokens(data.tokens, "train").keys
-    learnt, held_out = grouped_split(keys, 0.3)
+    fitted, held_out = grouped_split(keys, 0.3)
     assert len(data.splits["validation"][1]) == len(held_out) >= 0.3 * len(keys)
-    assert not set(keys[learnt]) & set(keys[held_out])
+    assert not set(keys[fitted]) & set(keys[held_out])
     assert len(set(keys)) == 4  # films
 
 
@@ -78,22 +79,20 @@ def test_the_root_may_be_the_archive_or_the_folder_itself(tmp_path):
     write_folder(tmp_path / "folder")
     (tmp_path / "root" / "aclImdb_v1.tar.gz.sha256").touch()
     for root in ("root", "root/aclImdb_v1.tar.gz", "folder/aclImdb"):
-        assert everything(prepared(tmp_path, root)) == everything(prepared(tmp_path, "folder"))
+        assert all_reviews(prepared(tmp_path, root)) == all_reviews(prepared(tmp_path, "folder"))
 
 
-def test_word_dropout_is_for_training_alone(tmp_path):
+def test_word_dropout_is_applied_in_training_alone(tmp_path):
     write_folder(tmp_path / "root")
     data = prepared(tmp_path, word_dropout=0.9)
     for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader())):
-        assert sorted(torch.cat([b.lengths for b in loader]).tolist()) == sorted(
-            data.splits[split][0].lengths
-        )
-    assert (
-        sum(int(b.lengths.sum()) for b in data.train_dataloader()) < data.splits["train"][0].lengths.sum() / 3
-    )
+        lengths = torch.cat([batch.lengths for batch in loader]).tolist()
+        assert sorted(lengths) == sorted(data.splits[split][0].lengths)
+    n_words = sum(int(batch.lengths.sum()) for batch in data.train_dataloader())
+    assert n_words < data.splits["train"][0].lengths.sum() / 3
 
 
-def test_an_empty_review_is_a_row_without_steps(tmp_path):
+def test_an_empty_review_has_length_0(tmp_path):
     write_folder(tmp_path / "root", {**FILES, "train/pos/0_9.txt": b'""'})
     data = prepared(tmp_path)
     lengths = np.concatenate([data.splits[split][0].lengths for split in ("train", "validation")])
@@ -190,7 +189,7 @@ def test_the_real_reviews(tmp_path, monkeypatch):
     settings = {"root": os.environ["TORCH_RNN_DATA"], "cache": str(tmp_path), "max_features": 10000}
     first = IMDB(**settings)
     first.prepare_data()
-    monkeypatch.setattr(corpus, "write_tokens", None)  # a second start makes no tokens
+    monkeypatch.setattr(corpus, "write_tokens", None)  # the second start reads the cache
     data = IMDB(**settings)
     data.prepare_data()
     data.setup()

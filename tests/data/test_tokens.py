@@ -1,5 +1,7 @@
-"""Tokens do not depend on chunks or processes, need little memory, and resume after a kill."""
+"""Tokens do not depend on chunks or processes; preparing them needs little memory and survives a kill."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from file_trials import fork
+from test_documents import write_folder, write_lines, write_parquet, write_shards, write_table
 
 from torch_rnn.data import tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
-from torch_rnn.data.documents import Document, DocumentList
+from torch_rnn.data.documents import Document, DocumentList, documents
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
@@ -27,6 +30,7 @@ FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens
 
 
 def made(n, seed):
+    """Returns n reviews of the grammar."""
     texts, labels = corpus(n, seed)
     return DocumentList(
         [Document(text, "ab"[label], text) for text, label in zip(texts, labels, strict=True)]
@@ -34,6 +38,7 @@ def made(n, seed):
 
 
 def written(folder, splits):
+    """Writes the tokens and returns the contents of the files by name."""
     folder.mkdir()
     write_tokens(splits, folder, folder.with_suffix(".work"))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -41,23 +46,19 @@ def written(folder, splits):
 
 def test_tokens_are_those_of_the_documents(tmp_path):
     train, test = made(50, 0), made(20, 1)
-    assert written(tmp_path / "out", {"train": train, "test": test}).keys() == FILES | {
-        "words.json",
-        "classes.json",
-    }
+    names = written(tmp_path / "out", {"train": train, "test": test}).keys()
+    assert names == FILES | {"words.json", "classes.json"}
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert (
-        words
-        == Vocabulary.build(Counter(w for document in train.documents for w in tokenize(document.text))).words
-    )
+    counts = Counter(word for document in train.documents for word in tokenize(document.text))
+    assert words == Vocabulary.build(counts).words
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
     for split, source in (("train", train), ("test", test)):
-        found = read_tokens(tmp_path / "out", split)
-        assert len(found.labels) == len(source.documents)
+        read = read_tokens(tmp_path / "out", split)
+        assert len(read.labels) == len(source.documents)
         for i, document in enumerate(source.documents):
-            ids = found.ids[found.offsets[i] : found.offsets[i + 1]]
+            ids = read.ids[read.offsets[i] : read.offsets[i + 1]]
             assert ids.tolist() == Vocabulary(words).encode(tokenize(document.text)).tolist()
-            assert "ab"[found.labels[i]] == document.label
+            assert "ab"[read.labels[i]] == document.label
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -76,61 +77,91 @@ def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monk
     whole = written(tmp_path / "a", splits)
     work = tmp_path / "b.work"
     (tmp_path / "a.work").rename(work)
-    gone, broken = work / "train-000003.npz", work / "train-000005.npz"
-    gone.unlink()
-    broken.write_bytes(broken.read_bytes()[:-20])
-    made_again, plain = [], tokens._write_chunk
+    missing, damaged = work / "train-000003.npz", work / "train-000005.npz"
+    missing.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    made_again, write_chunk = [], tokens._write_chunk
     monkeypatch.setattr(tokens, "_cores", lambda: 1)
     monkeypatch.setattr(
-        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), plain(path, *rest))
+        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), write_chunk(path, *rest))
     )
     assert written(tmp_path / "b", splits) == whole
-    assert made_again == [gone, broken]
+    assert made_again == [missing, damaged]
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from torch_rnn.data import tokens
-from torch_rnn.data.textfiles import TextFiles
-tokens.CHUNK_SIZE = 1 << 16
-TextFiles(sys.argv[1], sys.argv[2], cache=sys.argv[3]).prepare_data()
-"""
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet", "shards", "", "memory"])
+def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, kind):
+    rows = [(f"é ☃ {'long ' * (i % 7)}{i}", "ab"[i % 2]) for i in range(60)]
+    if kind == "memory":
+        source = DocumentList([Document(text, label, text) for text, label in rows])
+    elif kind == "shards":
+        source = documents(write_shards(tmp_path / "files", "train", rows, 3))
+    else:
+        write = {".csv": write_table, ".jsonl": write_lines, ".parquet": write_parquet, "": write_folder}
+        source = documents(write[kind](tmp_path / f"files{kind}", rows))
+    seen = []
+
+    class Watched(tokens.Progress):
+        def update(self, task, **fields):
+            super().update(task, **fields)
+            seen.append((self.tasks[task].completed, self.tasks[task].total))
+
+        def advance(self, task, step=1):
+            super().advance(task, step)
+            seen.append((self.tasks[task].completed, self.tasks[task].total))
+
+    monkeypatch.setattr(tokens, "Progress", Watched)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1500)
+    tokens._write_chunks("train", source, tmp_path)
+    size = sum(len(text.encode()) for text, _ in rows)
+    assert source.size == size if kind in ("", "memory") else source.size > size
+    assert {total for _, total in seen} == {source.size}
+    completed = [position for position, _ in seen[:-1]]  # without the update after the last chunk
+    assert len(set(completed)) == len(completed) > 4
+    assert completed == sorted(completed)
+    assert completed[-1] == source.size
 
 
-def prepare(folder, cache):
-    files = [str(folder / "train.jsonl"), str(folder / "test.jsonl"), str(folder / cache)]
-    return subprocess.Popen([sys.executable, "-c", PREPARE, *files], stdout=subprocess.DEVNULL)
+def files(folder):
+    return [str(folder / f"{split}.jsonl") for split in ("train", "test")]
+
+
+def prepare(folder):
+    """Starts to prepare the files in a process of its own, and returns the process id."""
+    if child := fork():
+        return child
+    status = 1
+    with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
+        tokens.CHUNK_SIZE = 1 << 15
+        TextFiles(*files(folder), cache=str(folder / "cache")).prepare_data()
+        status = 0
+    os._exit(status)
 
 
 def contents(folder):
-    (found,) = [path for path in folder.iterdir() if path.is_dir()]
-    return {path.name: path.read_bytes() for path in found.iterdir()}
+    (cache,) = [path for path in folder.iterdir() if path.is_dir()]
+    return {path.name: path.read_bytes() for path in cache.iterdir()}
 
 
 def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
-    for split, n in (("train", 20000), ("test", 200)):
-        lines = [
-            json.dumps({"text": document.text, "label": document.label}) for document in made(n, n).documents
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    process = prepare(tmp_path, "cache")
+    for path, n in zip(files(tmp_path), (5000, 200), strict=True):
+        write_lines(Path(path), [(document.text, document.label) for document in made(n, n).documents])
+    child = prepare(tmp_path)
     while len(chunks := list((tmp_path / "cache").glob("text-*.work/*.npz"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in chunks}
-    again = prepare(tmp_path, "cache")
-    while again.poll() is None:  # none of the chunks that were there is written again
-        for path, written_at in kept.items():
-            if path.exists():
+    again = prepare(tmp_path)
+    while (ended := os.waitpid(again, os.WNOHANG)) == (0, 0):
+        for path, written_at in kept.items():  # which is not written again
+            with contextlib.suppress(FileNotFoundError):  # removed at the end
                 assert path.stat().st_mtime_ns == written_at
-        time.sleep(0.01)
-    assert again.returncode == 0
+        time.sleep(0.005)
+    assert ended == (again, 0)
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 1 << 18)
-    files = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
-    TextFiles(*files, cache=str(tmp_path / "undisturbed")).prepare_data()
+    TextFiles(*files(tmp_path), cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {"", ".lock"}
 
@@ -149,31 +180,31 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
     if not workers.exists():
         os.kill(child, signal.SIGKILL)
         pytest.skip("this kernel does not list the children of a process")
-    found = workers.read_text().split()
+    pids = workers.read_text().split()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     end = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in found):
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert found
+    assert pids
 
 
 def test_rare_words_are_dropped_if_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_WORDS", 10)
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
-    often = " ".join(f"often{i}" for i in range(9))
-    rows = [Document(f"{often} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
+    frequent = " ".join(f"frequent{i}" for i in range(9))
+    rows = [Document(f"{frequent} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
     written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
     words = json.loads((tmp_path / "out" / "words.json").read_text())
-    assert set(words) == {"<unk>", *often.split()}
+    assert set(words) == {"<unk>", *frequent.split()}
 
 
 def test_whole_groups_are_held_out_whatever_the_order():
     keys = np.array([tokens.group_key(f"film{i % 40}") for i in range(400)], dtype=np.uint64)
-    learnt, held_out = grouped_split(keys, 0.1)
-    assert sorted([*learnt, *held_out]) == list(range(400))
-    assert not set(keys[learnt]) & set(keys[held_out])
+    fitted, held_out = grouped_split(keys, 0.1)
+    assert sorted([*fitted, *held_out]) == list(range(400))
+    assert not set(keys[fitted]) & set(keys[held_out])
     assert len(held_out) == 40
     shuffled = np.random.default_rng(0).permutation(keys)
     assert set(shuffled[grouped_split(shuffled, 0.1)[1]]) == set(keys[held_out])
@@ -208,24 +239,28 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from torch_rnn.data import tokens
-from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.data.cache import cached
+from torch_rnn.data.documents import documents
+
+folder = Path(sys.argv[1])
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-def prepared(name):
-    TextFiles(f"{sys.argv[1]}/{name}.csv", f"{sys.argv[1]}/few.csv", cache=sys.argv[1]).prepare_data()
+def prepare(name):
+    splits = {"train": documents(folder / f"{name}.csv"), "test": documents(folder / "few.csv")}
+    cached(folder, name, {}, lambda part, work: tokens.write_tokens(splits, part, work))
 
-peak, plain = 0, tokens._read_chunk
+peak, read_chunk = 0, tokens._read_chunk
 def watched(*args):
     global peak
     peak = max(peak, resident())
-    return plain(*args)
+    return read_chunk(*args)
 
 tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
-prepared("few")
+prepare("few")
 before, peak = resident(), 0
-prepared("many")
+prepare("many")
 print(max(peak, resident()) - before)
 """
 
@@ -233,7 +268,7 @@ print(max(peak, resident()) - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_texts_are_not_held_in_memory(tmp_path):
     text = " ".join(f"word{i % 977}" for i in range(2000))
-    for name, n in (("few", 2), ("many", 2000)):
+    for name, n in (("few", 2), ("many", 1000)):
         with open(tmp_path / f"{name}.csv", "w") as file:
             file.write("text,label\n")
             for i in range(n):
@@ -242,7 +277,7 @@ def test_texts_are_not_held_in_memory(tmp_path):
     assert int(run.stdout.splitlines()[-1]) < (tmp_path / "many.csv").stat().st_size / 2
 
 
-def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
+def test_a_large_file_of_ids_is_not_held_in_memory(tmp_path, monkeypatch):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -252,30 +287,30 @@ def test_a_large_file_of_ids_is_read_and_not_held(tmp_path, monkeypatch):
     for name in ("labels", "keys"):
         np.save(tmp_path / f"train_{name}.npy", np.zeros(n, dtype=np.int32))
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY", 1 << 22)
-    found = read_tokens(tmp_path, "train")
-    ragged = RaggedSequences(found.ids, found.offsets, np.arange(n), maxlen=T - 10, max_features=T)
+    train = read_tokens(tmp_path, "train")
+    ragged = RaggedSequences(train.ids, train.offsets, np.arange(n), maxlen=T - 10, max_features=T)
     loader = Loader(
-        Sequences(ragged, found.labels, 0.5), BucketBatchSampler(ragged.lengths, 64, 0, shuffle=True)
+        Sequences(ragged, train.labels, 0.5), BucketBatchSampler(ragged.lengths, 64, 0, shuffle=True)
     )
-    before, most = resident(), 0
-    assert found.ids.min(initial=0) == 0
+    before, peak = resident(), 0
+    assert train.ids.min(initial=0) == 0
     for batch in loader:
         assert (batch.x.diff() > 0).sum() == batch.lengths.sum() - len(batch.lengths)
         assert int(batch.x[0, 0]) >= 10
-        most = max(most, resident() - before)
-    assert most < 40e6
+        peak = max(peak, resident() - before)
+    assert peak < 40e6
 
 
-def test_in_memory_or_in_a_file_the_batches_are_equal(tmp_path, monkeypatch):
+def test_batches_are_equal_from_memory_and_from_a_file(tmp_path, monkeypatch):
     written(tmp_path / "out", {"train": made(100, 0), "test": made(10, 1)})
-    draw, found = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
-    for resident in (1 << 28, 0):
-        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", resident or 16)
+    indices, batches = BatchIndices((1, 0, 0), np.array([5, 3, 99, 7])), []
+    for limit, in_memory in ((1 << 28, True), (16, False)):
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
         train = read_tokens(tmp_path / "out", "train")
-        assert isinstance(train.ids, np.ndarray) == bool(resident)
+        assert isinstance(train.ids, np.ndarray) == in_memory
         ragged = RaggedSequences(train.ids, train.offsets, np.arange(100), maxlen=12, max_features=30)
-        found.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[draw] for rank in range(2)])
+        batches.append([Sequences(ragged, train.labels, 0.3, Shard(rank, 2))[indices] for rank in range(2)])
         assert ragged[3].tolist() == ragged.take(np.array([3]), np.arange(12), np.array([12])).tolist()
         assert train.ids.min(initial=9) == 1
-    for a, b in zip(*found, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(a[:3], b[:3], strict=True))
+    for part, part_from_file in zip(*batches, strict=True):
+        assert all(torch.equal(*tensors) for tensors in zip(part[:3], part_from_file[:3], strict=True))

@@ -29,7 +29,9 @@ class Document(NamedTuple):
 
 
 Position = tuple[int, int]
-"""What lies before a document: (bytes, lines), (files, 0) or (row groups, rows of its own one)."""
+"""Where a document begins. In a text file: (bytes, lines) before it. In class folders or in memory:
+(documents before it, 0). In Parquet: (row groups before its own, rows before it in its own).
+"""
 START: Position = (0, 0)
 SUFFIXES = ".csv, .tsv, .jsonl or .parquet"
 BATCH_ROWS = 256
@@ -41,6 +43,9 @@ class Documents(Protocol):
 
     size: int
     """Bytes of the whole source."""
+
+    def bytes_before(self, position: Position) -> int:
+        """Returns the bytes before a position, for Parquet estimated within a row group."""
 
     def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
         """Yields the documents from `start` on, each with the position after it.
@@ -132,6 +137,9 @@ class ColumnFile:
         self.path, self.text, self.label = path, text, label
         self.size = path.stat().st_size
 
+    def bytes_before(self, position: Position) -> int:
+        return position[0]
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns what changes when the file or the choice of columns does."""
         return file_fingerprint(self.path) | {"columns": [self.path.suffix, self.text, self.label]}
@@ -205,8 +213,14 @@ class ParquetFile(ColumnFile):
         with self._open() as file:
             self.check_columns(file.schema_arrow.names)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        self.size = sum(group.total_byte_size for group in groups)  # without the compression
         self.first_rows = [0, *accumulate(group.num_rows for group in groups)]
+        self.first_bytes = [0, *accumulate(group.total_byte_size for group in groups)]  # uncompressed
+        self.size = self.first_bytes[-1]
+
+    def bytes_before(self, position: Position) -> int:
+        group, row = position
+        rows, size = (first[group + 1] - first[group] for first in (self.first_rows, self.first_bytes))
+        return self.first_bytes[group] + size * row // max(rows, 1)
 
     def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
         with self._open() as file:
@@ -255,6 +269,16 @@ class ParquetFiles:
         self.files = [ParquetFile(path, text, label) for path in paths]
         self.size = sum(file.size for file in self.files)
 
+    def bytes_before(self, position: Position) -> int:
+        group, row = position
+        before = 0  # bytes in the files before
+        for file in self.files:
+            groups = len(file.first_rows) - 1
+            if group < groups:
+                return before + file.bytes_before((group, row))
+            before, group = before + file.size, group - groups
+        return before
+
     def fingerprint(self) -> dict[str, Any]:
         return {"files": [[file.path.name, file.fingerprint()] for file in self.files]}
 
@@ -278,7 +302,11 @@ class ClassFolders:
         if not self.files:
             raise RunError(f"{path} has no folder with .txt files in it; it must have one for each class")
         self.sizes = [file.stat().st_size for file in self.files]
-        self.size = sum(self.sizes)
+        self.offsets = [0, *accumulate(self.sizes)]
+        self.size = self.offsets[-1]
+
+    def bytes_before(self, position: Position) -> int:
+        return self.offsets[position[0]]
 
     def fingerprint(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -300,7 +328,12 @@ class DocumentList:
 
     def __init__(self, documents: Sequence[Document]):
         self.documents = documents
-        self.size = sum(len(document.text) for document in documents)
+        sizes = (len(document.text.encode("utf-8", "surrogatepass")) for document in documents)
+        self.offsets = [0, *accumulate(sizes)]
+        self.size = self.offsets[-1]
+
+    def bytes_before(self, position: Position) -> int:
+        return self.offsets[position[0]]
 
     def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
         for i in range(start[0], len(self.documents)):

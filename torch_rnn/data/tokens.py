@@ -149,18 +149,17 @@ def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("tokenizing " + split, *columns) as progress, _workers(source.size) as submit:
         bar, paths = progress.add_task("", total=source.size), []
-        pending: deque[tuple[Future, int]] = deque()
+        pending: deque[tuple[Future, Position]] = deque()
 
         def finish_oldest() -> None:
-            future, size = pending.popleft()
+            future, end = pending.popleft()
             future.result()
-            progress.advance(bar, size)
+            progress.update(bar, completed=source.bytes_before(end))
 
         for path, chunk in _chunks(split, source, work):
             paths.append(path)
             if chunk is not None:
-                size = sum(len(document.text) for document in chunk.documents)
-                pending.append((submit(_write_chunk, path, chunk), size))
+                pending.append((submit(_write_chunk, path, chunk), chunk.end))
             if len(pending) > 2 * _cores():
                 finish_oldest()
         while pending:

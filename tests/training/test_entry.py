@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from trials import CONFIG, SCRIPT, SMALL, arguments, train
 
+from torch_rnn.training import trainer_settings
 from torch_rnn.training.entry import config_first
 
 DEFAULT = Path("default.yaml")
@@ -105,6 +106,16 @@ def test_settings_that_would_be_ignored_are_refused_before_the_run_begins(tmp_pa
     status, error = train(tmp_path / "run", SMALL | {"trainer.accelerator": "cpu"}, *more)
     assert status == 2
     assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+def test_a_callback_whose_package_is_not_installed_is_refused_before_the_run_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_settings, "find_spec", lambda package: None)
+    more = ["--trainer.callbacks+=DeviceStatsMonitor"]
+    status, error = train(tmp_path / "run", SMALL | {"trainer.accelerator": "cpu"}, *more)
+    assert status == 2
+    assert "DeviceStatsMonitor needs a package that is not installed: pip install psutil" in error
     assert not (tmp_path / "run").exists()
 
 

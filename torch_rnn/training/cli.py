@@ -30,7 +30,7 @@ from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
-from torch_rnn.training.trainer_settings import check_precision, check_trainer
+from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
 
 
 class SaveConfig(SaveConfigCallback):
@@ -72,6 +72,7 @@ class CLI(LightningCLI):
             )
             which(self.model.rnn.backend, self.trainer.strategy.root_device)
             check_precision(self.config.trainer.precision, self.trainer.precision)
+            check_packages(self.trainer)
         except RunError:
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor

@@ -14,8 +14,9 @@ from filelock import FileLock
 from made_reviews import write_archive
 
 from torch_rnn import RNN
+from torch_rnn.errors import RunError
 from torch_rnn.nn.weights import load_weights
-from torch_rnn.training import main
+from torch_rnn.training import main, run
 from torch_rnn.training.cli import CLI
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -178,6 +179,24 @@ def test_two_runs_in_one_folder_are_one_and_a_refusal(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert quickstart(tmp_path / "file" / "run") == 2
     assert "cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_a_lock_file_that_was_deleted_meanwhile_locks_nothing(tmp_path, monkeypatch):
+    class Late(FileLock):
+        """Locks a file that another process deletes, at its end, after this one has opened it."""
+
+        def acquire(self, *args, **kwargs):
+            super().acquire(*args, **kwargs)
+            if not deleted:
+                Path(self.lock_file).unlink()
+                deleted.append(self.lock_file)
+
+    deleted = []
+    monkeypatch.setattr(run, "FileLock", Late)
+    with run.claimed(tmp_path), pytest.raises(RunError, match="is in use by another run"):
+        run.claimed(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):

@@ -62,6 +62,9 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes the folder, locks it for one run, and removes the temporary files of a killed one.
 
+    The lock file is deleted at the end, while it is still locked. A process that has opened it before that
+    and locks it afterwards has locked nothing, and tries again.
+
     Raises RunError where another run has locked it, or where it cannot be made.
     """
     elsewhere = "name another with --trainer.default_root_dir"
@@ -69,6 +72,9 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        while not _is_at(Path(lock.lock_file), lock._context.lock_file_fd):
+            lock.release()
+            lock.acquire()
         remove_parts(folder)
         remove_parts(folder / FOLDER)
     except Timeout as error:
@@ -80,6 +86,14 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_torchrun() -> None:

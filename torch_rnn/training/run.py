@@ -159,6 +159,12 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
     if cli.checkpoints.best is not None:
         model.load_state_dict(cli.checkpoints.best)
     elif not trainer.fast_dev_run:
+        monitor = cli.checkpoints.monitor
+        if monitor in {**trainer.callback_metrics, **(checkpoint or {}).get("scores", {})}:
+            raise RunError(
+                f"{monitor} was never finite, so no weights can be chosen: the training diverges; start it "
+                f"anew with a lower --model.learning_rate or --trainer.gradient_clip_val"
+            )
         raise RunError("nothing was chosen: at least one epoch must be trained and validated")
     loggers, trainer.loggers = trainer.loggers, []  # the validation that chose the weights is logged already
     (validation,) = trainer.validate(model, datamodule=data, verbose=False)

@@ -134,6 +134,33 @@ def test_an_unfinished_run_is_not_lost_without_asking(finished, tmp_path, capsys
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.bad_input
+def test_a_damaged_file_of_a_finished_run_is_named_and_can_be_written_again(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name, contents in (
+        ("results.json", "{}"),
+        ("results.json", '{"dataset": "'),
+        ("results.json", json.dumps(results(finished) | {"test": {"accuracy": "x", "loss": 0, "n": 0}})),
+        ("config.yaml", "[1]"),
+    ):
+        shutil.copy(finished / "results.json", folder)
+        (folder / name).write_text(contents)
+        assert quickstart(folder, "--resume", "auto") == 2
+        shown = capsys.readouterr()
+        assert shown.err.splitlines()[-1].startswith(
+            f"error: {folder / name} is missing, damaged or incomplete, though the run is finished; delete "
+            f"{folder / 'results.json'}, then --resume auto writes both again"
+        )
+        assert "Traceback" not in shown.err + shown.out
+        assert "accuracy" not in shown.out
+    (folder / "results.json").unlink()
+    assert quickstart(folder, "--resume", "auto") == 0
+    assert results(folder)["test"] == results(finished)["test"]
+    assert (folder / "config.yaml").read_text() == (
+        (finished / "config.yaml").read_text().replace(str(finished), str(folder))
+    )
+
+
 def test_what_was_killed_before_its_first_checkpoint_starts_anew(finished, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("config.yaml", "metrics.csv"):

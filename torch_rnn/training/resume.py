@@ -75,13 +75,24 @@ def check_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns results.json and the settings of a finished run. Raises RunError where they are damaged."""
-    try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        return results, run_settings(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{folder} holds a finished run whose files are damaged ({error}); delete it"
-        ) from error
+    read = []
+    for name, parse in ((RESULTS, json.loads), (CONFIG, yaml.safe_load)):
+        try:
+            read.append(parse((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise damaged(folder, name) from error
+    results, settings = read[0], run_settings(read[1])
+    if not settings.keys() >= {*LENGTHS}:
+        raise damaged(folder, CONFIG)
+    return results, settings
+
+
+def damaged(folder: Path, name: str) -> RunError:
+    """The error for a file of a finished run that cannot be read or lacks something."""
+    return RunError(
+        f"{folder / name} is missing, damaged or incomplete, though the run is finished; delete "
+        f"{folder / RESULTS}, then --resume auto writes both again from the checkpoint"
+    )
 
 
 def _limit(value: int | None) -> float:

@@ -23,7 +23,14 @@ from torch_rnn.training.cli import CLI
 from torch_rnn.training.loggers import rewind
 from torch_rnn.training.metrics import parse
 from torch_rnn.training.report import CURVES, METRICS, draw_curves, print_results, results, write_results
-from torch_rnn.training.resume import RESULTS, check_checkpoint, check_same_run, is_longer, read_finished
+from torch_rnn.training.resume import (
+    RESULTS,
+    check_checkpoint,
+    check_same_run,
+    damaged,
+    is_longer,
+    read_finished,
+)
 from torch_rnn.training.signals import Stop
 
 MODEL = "model.safetensors"
@@ -193,7 +200,13 @@ def report_again(cli: CLI) -> None:
             f"its results again with --resume auto"
         )
     found, _ = read_finished(folder)
-    print_results(found, [f"{folder} holds this finished run; nothing was left to do."], Console())
+    remarks, console = [f"{folder} holds this finished run; nothing was left to do."], Console()
+    try:
+        with console.capture() as printed:
+            print_results(found, remarks, console)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, RESULTS) from error
+    print(printed.get(), end="")
     print(folder / RESULTS)
 
 

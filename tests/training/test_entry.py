@@ -79,6 +79,7 @@ def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_beg
             ["--trainer.callbacks+=ModelCheckpoint"],
             "trainer.callbacks has ModelCheckpoint; the run saves itself",
         ),
+        (["--trainer.callbacks=ModelCheckpoint"], "trainer.callbacks has ModelCheckpoint; the run saves"),
         (["--trainer.callbacks+=EMAWeightAveraging"], "trainer.callbacks has EMAWeightAveraging; validation"),
         (["--trainer.callbacks+=Timer"], "trainer.callbacks has Timer; use trainer.max_time"),
         (["--trainer.plugins=AsyncCheckpointIO"], "AsyncCheckpointIO; checkpoints are signed"),

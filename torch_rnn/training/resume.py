@@ -13,8 +13,8 @@ from torch_rnn.training.checkpoint_file import read_checkpoint
 
 RESULTS, CONFIG = "results.json", "config.yaml"
 MAY_CHANGE = re.compile(
-    r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
-    r"|enable_\w+|profiler|logger.*)|data\.init_args\.(root|cache)|checkpoint\.seconds"
+    r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|enable_\w+|profiler|logger.*)"
+    r"|data\.init_args\.(root|cache)|checkpoint\.seconds"
 )
 """Settings that may change on resume: they change none of a run's numbers, or only their rounding."""
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps")
@@ -22,9 +22,13 @@ LENGTHS = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def run_settings(config: Any, name: str = "") -> dict[str, Any]:
-    """Returns a configuration's leaves by their dotted names, without those that may change on resume."""
-    if isinstance(config, list) and config and isinstance(config[0], dict):  # callbacks, by their class
-        config = {item["class_path"]: item.get("init_args", {}) for item in config}
+    """Returns a configuration's leaves by their dotted names, without those that may change on resume.
+
+    Callbacks are numbered, without progress bars: none of them is the same as no callback.
+    """
+    if isinstance(config, list) and all(isinstance(item, dict) for item in config):
+        items = [item for item in config if "ProgressBar" not in item.get("class_path", "")]
+        config = {str(number): item for number, item in enumerate(items)}
     if not isinstance(config, dict):
         return {} if MAY_CHANGE.fullmatch(name) else {name: config}
     settings = {}

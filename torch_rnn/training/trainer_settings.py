@@ -65,7 +65,7 @@ def check_trainer(settings: Namespace) -> None:
             f"trainer.logger is {str(settings.logger).lower()}; metrics.csv is always written, and a logger "
             f"beside it is named by its class, such as TensorBoardLogger"
         )
-    for callback in settings.callbacks or []:
+    for callback in settings.callbacks:
         _check_callback(callback)
     for plugin in _listed(settings.plugins):
         if "CheckpointIO" in plugin.get("class_path", "") or "Async" in plugin.get("class_path", ""):

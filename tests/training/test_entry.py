@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from trials import CONFIG, SCRIPT, SMALL, arguments, train
 
 from torch_rnn.training import trainer_settings
-from torch_rnn.training.entry import config_first
+from torch_rnn.training.entry import config_first, main
 
 DEFAULT = Path("default.yaml")
 
@@ -53,6 +54,19 @@ def test_ctrl_c_while_packages_are_imported_ends_in_one_line(tmp_path, seconds):
     assert process.returncode == 130
     assert error.strip().splitlines()[-1].startswith("stopped by SIGINT")
     assert "Traceback" not in error
+
+
+def test_a_closed_output_ends_a_run_quietly_and_it_can_be_resumed(tmp_path, capsys):
+    settings = SMALL | {"trainer.max_epochs": 1, "trainer.enable_progress_bar": True}
+    given = [*arguments(tmp_path, settings), "--trainer.callbacks=TQDMProgressBar", "--resume=auto"]
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as output, redirect_stdout(output):
+        assert main(CONFIG, given) == 1
+    error = capsys.readouterr().err
+    assert "error" not in error
+    assert "Traceback" not in error
+    assert main(CONFIG, given) == 0
 
 
 @pytest.mark.bad_input

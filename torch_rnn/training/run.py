@@ -151,7 +151,8 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
     """Trains, from a checkpoint or from the start, and tests; returns the scores of validation and test."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if checkpoint is not None:
-        rewind(trainer.loggers, checkpoint["loggers"], parse(checkpoint["metrics"])[1])
+        rows = parse(checkpoint["metrics"])[1]
+        rewind(trainer.loggers, trainer.default_root_dir, checkpoint["loggers"], rows)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint and checkpoint["path"])
     except MisconfigurationException as error:

@@ -9,18 +9,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from torch_rnn.training.entry import ends_quietly
 
-from torch_rnn import RNN, NumpyRNN
-from torch_rnn.benchmarks import baseline
-from torch_rnn.benchmarks.timing import in_turns
-from torch_rnn.data.batches import Batch
-from torch_rnn.errors import RunError
-from torch_rnn.files import write_atomically
-from torch_rnn.ops import available
-from torch_rnn.testing import Comparison
+with ends_quietly():
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from torch_rnn import RNN, NumpyRNN
+    from torch_rnn.benchmarks import baseline
+    from torch_rnn.benchmarks.timing import in_turns
+    from torch_rnn.data.batches import Batch
+    from torch_rnn.errors import RunError
+    from torch_rnn.files import write_atomically
+    from torch_rnn.ops import available
+    from torch_rnn.testing import Comparison
 
 B, T, V, H = 32, 500, 10_000, 32
 POSITIVE = 12
@@ -105,6 +108,7 @@ def compare(batch: Batch, device: str, dtype: str, steps: int) -> tuple[dict[str
     return rows, {name: timing.median for name, timing in timings.items()}
 
 
+@ends_quietly()
 def main() -> int:
     args = arguments()
     try:
@@ -122,10 +126,10 @@ def main() -> int:
         "differences": {backend: [as_json(row) for row in table] for backend, table in rows.items()},
         "milliseconds_per_step": milliseconds,
     }
-    show(results, Console())
     if args.json:
         text = json.dumps(results, indent=2) + "\n"
         write_atomically(args.json, lambda part: part.write_text(text, encoding="utf-8"))
+    show(results, Console())
     return 0 if all(row.holds for table in rows.values() for row in table) else 1
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from torch_rnn import TextClassifier
+import torch_rnn
+from torch_rnn.training.entry import ends_quietly
 
 BATCH = 64
 
 
-def predictions(model: TextClassifier, texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
+def predictions(model: "torch_rnn.TextClassifier", texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
     """Yields for each text the most probable class, its probability, and the text."""
     texts, size = iter(texts), 1 if sys.stdin.isatty() else BATCH
     while batch := list(islice(texts, size)):
@@ -24,6 +25,7 @@ def predictions(model: TextClassifier, texts: Iterable[str]) -> Iterator[tuple[s
             yield model.classes[int(row.argmax())], float(row.max()), text
 
 
+@ends_quietly()
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,8 +40,11 @@ def main() -> int:
             )
     lines = (line.rstrip("\n") for line in sys.stdin)
     try:
-        for label, probability, text in predictions(TextClassifier.load(chosen.run), chosen.texts or lines):
+        model = torch_rnn.TextClassifier.load(chosen.run)
+        for label, probability, text in predictions(model, chosen.texts or lines):
             print(f"{label}\t{probability:.4f}\t{text}", flush=True)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

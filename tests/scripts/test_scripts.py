@@ -1,9 +1,14 @@
 """The scripts that are not a training: compare_numpy.py and predict.py."""
 
+import contextlib
 import io
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,6 +28,15 @@ def model(tmp_path):
     text = {"maxlen": 4, "vocabulary": ["<unk>", "good", "bad"]}
     rnn.save(tmp_path / "model.safetensors", dataset="made", classes=["negative", "positive"], text=text)
     return tmp_path
+
+
+@contextlib.contextmanager
+def closed_output():
+    """Makes standard output a pipe whose reader has closed it."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as output, contextlib.redirect_stdout(output):
+        yield
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -94,6 +108,46 @@ def test_predict_refuses_what_is_no_model_for_text(run, model, tmp_path, capsys)
     ):
         assert run("predict", path, "good") == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_closed_output_ends_a_script_quietly_and_loses_no_file(run, model, tmp_path, capsys):
+    compared = {"bptt": []}, {"NumPy": 1.0}
+    for arguments, changes in (
+        (("predict", model, "good", "bad"), {}),
+        (("compare_numpy", "--json", tmp_path / "found.json"), {"compare": lambda *args: compared}),
+    ):
+        with closed_output(), pytest.raises(SystemExit, match="1"):
+            run(*arguments, **changes)
+    assert json.loads((tmp_path / "found.json").read_text())["milliseconds_per_step"] == {"NumPy": 1.0}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_broken_pipe_is_not_hidden(run, model):
+    def broken(*args):
+        raise BrokenPipeError("a worker has died")
+
+    with pytest.raises(BrokenPipeError, match="a worker has died"):
+        run("predict", model, "good", predictions=broken)
+
+
+@pytest.mark.parametrize("moment", ["import", "main"])
+@pytest.mark.parametrize("name", ["predict", "compare_numpy"])
+def test_ctrl_c_ends_a_script_in_one_line(run, model, monkeypatch, capsys, name, moment):
+    def interrupt(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    imported, work = {
+        "predict": ("torch_rnn.training.text_classifier", "predictions"),
+        "compare_numpy": ("torch_rnn.benchmarks.timing", "compare"),
+    }[name]
+    if moment == "import":
+        module = ModuleType(imported)
+        module.__getattr__ = interrupt
+        monkeypatch.setitem(sys.modules, imported, module)
+    with pytest.raises(SystemExit, match="130"):
+        run(name, *([model, "good"] if name == "predict" else []), **{work: interrupt})
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
 
 
 SMALL = {

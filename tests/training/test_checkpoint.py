@@ -21,6 +21,7 @@ from torch_rnn.training.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
+from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.seeding import seed_step
 
 
@@ -245,6 +246,23 @@ def test_refuses_bad_settings():
     ):
         with pytest.raises(ValueError, match=message):
             Checkpoints(**settings)
+
+
+@pytest.mark.bad_input
+def test_a_validation_score_that_is_never_finite_is_named(tmp_path, monkeypatch):
+    def score(self, split, batch):
+        total, scored = plain(self, split, batch)
+        self._sums[split][0] = self._sums[split][0] * (torch.nan if split == "validation" else 1)
+        return total, scored
+
+    plain = Classifier._score
+    monkeypatch.setattr(Classifier, "_score", score)
+    settings = SMALL | {"checkpoint.monitor": "validation/loss", "trainer.max_epochs": 1}
+    for more in ((), ("--resume", "auto")):
+        status, error = train(tmp_path, settings, *more)
+        assert status == 2
+        assert "validation/loss was never finite, so no weights can be chosen: the training diverges" in error
+        assert "a lower --model.learning_rate or --trainer.gradient_clip_val" in error
 
 
 @pytest.mark.bad_input

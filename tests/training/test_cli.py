@@ -14,8 +14,9 @@ from filelock import FileLock
 from made_reviews import write_archive
 
 from torch_rnn import RNN
+from torch_rnn.errors import RunError
 from torch_rnn.nn.weights import load_weights
-from torch_rnn.training import main
+from torch_rnn.training import main, run
 from torch_rnn.training.cli import CLI
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -133,6 +134,33 @@ def test_an_unfinished_run_is_not_lost_without_asking(finished, tmp_path, capsys
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.bad_input
+def test_a_damaged_file_of_a_finished_run_is_named_and_can_be_written_again(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name, contents in (
+        ("results.json", "{}"),
+        ("results.json", '{"dataset": "'),
+        ("results.json", json.dumps(results(finished) | {"test": {"accuracy": "x", "loss": 0, "n": 0}})),
+        ("config.yaml", "[1]"),
+    ):
+        shutil.copy(finished / "results.json", folder)
+        (folder / name).write_text(contents)
+        assert quickstart(folder, "--resume", "auto") == 2
+        shown = capsys.readouterr()
+        assert shown.err.splitlines()[-1].startswith(
+            f"error: {folder / name} is missing, damaged or incomplete, though the run is finished; delete "
+            f"{folder / 'results.json'}, then --resume auto writes both again"
+        )
+        assert "Traceback" not in shown.err + shown.out
+        assert "accuracy" not in shown.out
+    (folder / "results.json").unlink()
+    assert quickstart(folder, "--resume", "auto") == 0
+    assert results(folder)["test"] == results(finished)["test"]
+    assert (folder / "config.yaml").read_text() == (
+        (finished / "config.yaml").read_text().replace(str(finished), str(folder))
+    )
+
+
 def test_what_was_killed_before_its_first_checkpoint_starts_anew(finished, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("config.yaml", "metrics.csv"):
@@ -178,6 +206,24 @@ def test_two_runs_in_one_folder_are_one_and_a_refusal(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert quickstart(tmp_path / "file" / "run") == 2
     assert "cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_a_lock_file_that_was_deleted_meanwhile_locks_nothing(tmp_path, monkeypatch):
+    class Late(FileLock):
+        """Locks a file that another process deletes, at its end, after this one has opened it."""
+
+        def acquire(self, *args, **kwargs):
+            super().acquire(*args, **kwargs)
+            if not deleted:
+                Path(self.lock_file).unlink()
+                deleted.append(self.lock_file)
+
+    deleted = []
+    monkeypatch.setattr(run, "FileLock", Late)
+    with run.claimed(tmp_path), pytest.raises(RunError, match="is in use by another run"):
+        run.claimed(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):

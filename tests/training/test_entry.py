@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from trials import CONFIG, SCRIPT, SMALL, arguments, train
 
-from torch_rnn.training.entry import config_first
+from torch_rnn.training import trainer_settings
+from torch_rnn.training.entry import config_first, main
 
 DEFAULT = Path("default.yaml")
 
@@ -54,6 +56,19 @@ def test_ctrl_c_while_packages_are_imported_ends_in_one_line(tmp_path, seconds):
     assert "Traceback" not in error
 
 
+def test_a_closed_output_ends_a_run_quietly_and_it_can_be_resumed(tmp_path, capsys):
+    settings = SMALL | {"trainer.max_epochs": 1, "trainer.enable_progress_bar": True}
+    given = [*arguments(tmp_path, settings), "--trainer.callbacks=TQDMProgressBar", "--resume=auto"]
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as output, redirect_stdout(output):
+        assert main(CONFIG, given) == 1
+    error = capsys.readouterr().err
+    assert "error" not in error
+    assert "Traceback" not in error
+    assert main(CONFIG, given) == 0
+
+
 @pytest.mark.bad_input
 def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_begins(tmp_path):
     settings = SMALL | {"model.backend": "triton", "trainer.accelerator": "cpu"}
@@ -78,6 +93,7 @@ def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_beg
             ["--trainer.callbacks+=ModelCheckpoint"],
             "trainer.callbacks has ModelCheckpoint; the run saves itself",
         ),
+        (["--trainer.callbacks=ModelCheckpoint"], "trainer.callbacks has ModelCheckpoint; the run saves"),
         (["--trainer.callbacks+=EMAWeightAveraging"], "trainer.callbacks has EMAWeightAveraging; validation"),
         (["--trainer.callbacks+=Timer"], "trainer.callbacks has Timer; use trainer.max_time"),
         (["--trainer.plugins=AsyncCheckpointIO"], "AsyncCheckpointIO; checkpoints are signed"),
@@ -105,6 +121,16 @@ def test_settings_that_would_be_ignored_are_refused_before_the_run_begins(tmp_pa
     status, error = train(tmp_path / "run", SMALL | {"trainer.accelerator": "cpu"}, *more)
     assert status == 2
     assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+def test_a_callback_whose_package_is_not_installed_is_refused_before_the_run_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_settings, "find_spec", lambda package: None)
+    more = ["--trainer.callbacks+=DeviceStatsMonitor"]
+    status, error = train(tmp_path / "run", SMALL | {"trainer.accelerator": "cpu"}, *more)
+    assert status == 2
+    assert "DeviceStatsMonitor needs a package that is not installed: pip install psutil" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -65,6 +65,27 @@ def test_rows_after_the_checkpoint_are_not_written_twice(tmp_path):
     assert cells(logged / "version_0" / "metrics.csv") == cells(tmp_path / "run" / "metrics.csv")
 
 
+@pytest.mark.parametrize(("name", "other"), [tuple(LOGGERS), tuple(LOGGERS)[::-1]])
+def test_a_logger_of_another_class_or_run_changes_no_log(tmp_path, name, other):
+    settings, logged = SMALL | {"trainer.max_epochs": 2}, tmp_path / "logs" / "lightning_logs"
+    with stopped_at(20):
+        assert train(tmp_path / "run", settings, *with_logger(name, tmp_path / "logs"))[0] == 143
+    before = {path: path.read_bytes() for path in logged.rglob("*") if path.is_file()}
+    assert before
+    for version, (folder, logger, checkpoint) in enumerate(
+        (
+            (tmp_path / "copy", name, tmp_path / "run" / "checkpoints" / "last.ckpt"),
+            (tmp_path / "run", other, "auto"),
+        ),
+        start=1,
+    ):
+        more = with_logger(logger, tmp_path / "logs")
+        assert train(folder, settings, *more, "--resume", str(checkpoint)) == (0, "")
+        wanted, found = cells(folder / "metrics.csv"), LOGGERS[logger](logged / f"version_{version}")
+        assert [cell[:2] for cell in found] == [cell[:2] for cell in wanted]
+    assert before == {path: path.read_bytes() for path in logged.glob("version_0/**/*") if path.is_file()}
+
+
 def test_the_settings_and_the_test_scores_are_logged_too(tmp_path):
     assert train(tmp_path / "run", SETTINGS, *with_logger("CSVLogger", tmp_path / "logs"))[0] == 0
     folder = tmp_path / "logs" / "lightning_logs" / "version_0"

@@ -1,9 +1,15 @@
 """A run that is finished, or not, and is then to be trained for more epochs."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
-from trials import SMALL, differences, stopped_at, train
+from trials import SMALL, arguments, differences, stopped_at, train
+
+from torch_rnn.errors import RunError
+from torch_rnn.training.cli import CLI
+from torch_rnn.training.resume import check_same_run
 
 CONSTANT = SMALL | {"model.schedule": "constant", "trainer.max_epochs": 2}
 LONGER = CONSTANT | {"trainer.max_epochs": 4}
@@ -56,6 +62,45 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_lost(tmp_path):
         assert message in error
         assert before == {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
     assert train(folder, LONGER)[0] == 2  # without --resume nothing is overwritten
+
+
+STOPPING = "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"
+
+SECOND = "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"
+
+
+def settings_with(*more):
+    return CLI([*arguments(Path("run"), CONSTANT | {"trainer.callbacks": "null"}), *more]).settings()
+
+
+def test_the_progress_bar_may_come_and_go():
+    for more in ([], STOPPING):
+        settings = settings_with(*more, "--trainer.enable_progress_bar=false")
+        check_same_run(settings, settings_with(*more, "--trainer.enable_progress_bar=true"))
+        check_same_run(settings_with(*more, "--trainer.callbacks+=RichProgressBar"), settings)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "trainer.callbacks.0.class_path is None and was lightning.pytorch.callbacks.EarlyStopping"),
+        ([*STOPPING, "--trainer.callbacks.patience=9"], "callbacks.0.init_args.patience is 9 and was 3"),
+        (
+            [*SECOND, *STOPPING],
+            "callbacks.0.init_args.monitor is train/loss and was validation/loss",
+        ),
+        (
+            [*STOPPING, "--trainer.callbacks+=Callback"],
+            "callbacks.1.class_path is lightning.Callback and was None",
+        ),
+    ],
+    ids=["fewer", "changed", "two of a class", "without arguments"],
+)
+def test_every_change_of_callbacks_is_refused(more, message):
+    settings = settings_with(*more)
+    with pytest.raises(RunError, match=re.escape(message)):
+        check_same_run(settings_with(*STOPPING), settings)
 
 
 @pytest.mark.bad_input

@@ -18,7 +18,7 @@ from torch_rnn.errors import diverged
 from torch_rnn.training.agreement import Agreement
 from torch_rnn.training.checkpoint_file import FOLDER, LAST
 from torch_rnn.training.lightning_state import continue_with_next_step, continue_with_validation
-from torch_rnn.training.loggers import versions
+from torch_rnn.training.loggers import logs
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.resume import check_same_run, is_longer
 from torch_rnn.training.seeding import seed_step
@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         checkpoint["settings"], checkpoint["data"] = self.settings, self._data
         checkpoint["metrics"] = self.metrics.text() if self.metrics else ""
-        checkpoint["loggers"] = versions(trainer.loggers)
+        checkpoint["loggers"] = logs(trainer.loggers, trainer.default_root_dir)
         checkpoint["trained"], checkpoint["stopped_early"] = self._trained, self._stopped_early
         checkpoint["scores"] = dict(trainer.callback_metrics)  # early stopping compares them
         loops = checkpoint["loops"]["fit_loop"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
@@ -30,7 +31,7 @@ from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
-from torch_rnn.training.trainer_settings import check_precision, check_trainer
+from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
 
 
 class SaveConfig(SaveConfigCallback):
@@ -72,6 +73,7 @@ class CLI(LightningCLI):
             )
             which(self.model.rnn.backend, self.trainer.strategy.root_device)
             check_precision(self.config.trainer.precision, self.trainer.precision)
+            check_packages(self.trainer)
         except RunError:
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor
@@ -102,11 +104,10 @@ class CLI(LightningCLI):
             self.config.pop("check"),
         )  # not the run's settings
         trainer = self.config.trainer
+        trainer.callbacks = _listed(trainer.callbacks, Namespace)
         check_trainer(trainer)
-        if not trainer.enable_progress_bar and trainer.enable_progress_bar is not None:
-            trainer.callbacks = [
-                bar for bar in trainer.callbacks or [] if "ProgressBar" not in bar.class_path
-            ]
+        if trainer.enable_progress_bar is False:
+            trainer.callbacks = [bar for bar in trainer.callbacks if "ProgressBar" not in bar.class_path]
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", Path(str(self.config.config[0])).stem))
 

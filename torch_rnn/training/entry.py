@@ -1,8 +1,10 @@
-"""The entry of every training script: exit status and one line for whatever ends a run."""
+"""The entry of the scripts: exit status and at most one line for whatever ends them."""
 
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch_rnn.errors import RunError
@@ -18,7 +20,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or 2 after one sentence for a run that cannot be done, or 128 + the number of the
-        signal that has stopped it.
+        signal that has stopped it, or 1 where the reader of standard output has closed it.
     """
     try:
         with Stop() as stop:
@@ -27,6 +29,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
             finally:
                 stop.raise_if_requested()  # an import may have turned Stopped into another error
             run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop)
+            sys.stdout.flush()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
@@ -34,12 +37,50 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return 1
         name, why = error.filename or "a file", error.strerror or error
         print(
             f"error: {name} cannot be written or read ({why}); mend that, then --resume auto", file=sys.stderr
         )
         return 2
     return 0
+
+
+@contextmanager
+def ends_quietly() -> Iterator[None]:
+    """Ends a script without a traceback: after a signal with one line, after a closed output with none.
+
+    A context for imports, which take seconds, and a decorator for main(). Raises SystemExit with the status
+    that `main` would return.
+    """
+    try:
+        with Stop() as stop:
+            try:
+                yield
+                sys.stdout.flush()
+            finally:
+                stop.raise_if_requested()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
+    except BrokenPipeError:
+        if not output_is_closed():
+            raise
+        sys.exit(1)
+
+
+def output_is_closed() -> bool:
+    """Whether the reader of standard output has closed it, as an empty line shows.
+
+    The rest of the output is then discarded; else Python would write it at exit and print an error.
+    """
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def config_first(arguments: Sequence[str], default_config: Path) -> list[str]:

@@ -13,8 +13,8 @@ from torch_rnn.training.checkpoint_file import read_checkpoint
 
 RESULTS, CONFIG = "results.json", "config.yaml"
 MAY_CHANGE = re.compile(
-    r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|callbacks\..*RichProgressBar.*"
-    r"|enable_\w+|profiler|logger.*)|data\.init_args\.(root|cache)|checkpoint\.seconds"
+    r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|enable_\w+|profiler|logger.*)"
+    r"|data\.init_args\.(root|cache)|checkpoint\.seconds"
 )
 """Settings that may change on resume: they change none of a run's numbers, or only their rounding."""
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps")
@@ -22,9 +22,13 @@ LENGTHS = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def run_settings(config: Any, name: str = "") -> dict[str, Any]:
-    """Returns a configuration's leaves by their dotted names, without those that may change on resume."""
-    if isinstance(config, list) and config and isinstance(config[0], dict):  # callbacks, by their class
-        config = {item["class_path"]: item.get("init_args", {}) for item in config}
+    """Returns a configuration's leaves by their dotted names, without those that may change on resume.
+
+    Callbacks are numbered, without progress bars: none of them is the same as no callback.
+    """
+    if isinstance(config, list) and all(isinstance(item, dict) for item in config):
+        items = [item for item in config if "ProgressBar" not in item.get("class_path", "")]
+        config = {str(number): item for number, item in enumerate(items)}
     if not isinstance(config, dict):
         return {} if MAY_CHANGE.fullmatch(name) else {name: config}
     settings = {}
@@ -75,13 +79,24 @@ def check_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns results.json and the settings of a finished run. Raises RunError where they are damaged."""
-    try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        return results, run_settings(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{folder} holds a finished run whose files are damaged ({error}); delete it"
-        ) from error
+    read = []
+    for name, parse in ((RESULTS, json.loads), (CONFIG, yaml.safe_load)):
+        try:
+            read.append(parse((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise damaged(folder, name) from error
+    results, settings = read[0], run_settings(read[1])
+    if not settings.keys() >= {*LENGTHS}:
+        raise damaged(folder, CONFIG)
+    return results, settings
+
+
+def damaged(folder: Path, name: str) -> RunError:
+    """The error for a file of a finished run that cannot be read or lacks something."""
+    return RunError(
+        f"{folder / name} is missing, damaged or incomplete, though the run is finished; delete "
+        f"{folder / RESULTS}, then --resume auto writes both again from the checkpoint"
+    )
 
 
 def _limit(value: int | None) -> float:

@@ -23,7 +23,14 @@ from torch_rnn.training.cli import CLI
 from torch_rnn.training.loggers import rewind
 from torch_rnn.training.metrics import parse
 from torch_rnn.training.report import CURVES, METRICS, draw_curves, print_results, results, write_results
-from torch_rnn.training.resume import RESULTS, check_checkpoint, check_same_run, is_longer, read_finished
+from torch_rnn.training.resume import (
+    RESULTS,
+    check_checkpoint,
+    check_same_run,
+    damaged,
+    is_longer,
+    read_finished,
+)
 from torch_rnn.training.signals import Stop
 
 MODEL = "model.safetensors"
@@ -62,6 +69,9 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes the folder, locks it for one run, and removes the temporary files of a killed one.
 
+    The lock file is deleted at the end, while it is still locked. A process that has opened it before that
+    and locks it afterwards has locked nothing, and tries again.
+
     Raises RunError where another run has locked it, or where it cannot be made.
     """
     elsewhere = "name another with --trainer.default_root_dir"
@@ -69,6 +79,9 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        while not _is_at(Path(lock.lock_file), lock._context.lock_file_fd):
+            lock.release()
+            lock.acquire()
         remove_parts(folder)
         remove_parts(folder / FOLDER)
     except Timeout as error:
@@ -80,6 +93,14 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_torchrun() -> None:
@@ -130,7 +151,8 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
     """Trains, from a checkpoint or from the start, and tests; returns the scores of validation and test."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if checkpoint is not None:
-        rewind(trainer.loggers, checkpoint["loggers"], parse(checkpoint["metrics"])[1])
+        rows = parse(checkpoint["metrics"])[1]
+        rewind(trainer.loggers, trainer.default_root_dir, checkpoint["loggers"], rows)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint and checkpoint["path"])
     except MisconfigurationException as error:
@@ -145,6 +167,12 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
     if cli.checkpoints.best is not None:
         model.load_state_dict(cli.checkpoints.best)
     elif not trainer.fast_dev_run:
+        monitor = cli.checkpoints.monitor
+        if monitor in {**trainer.callback_metrics, **(checkpoint or {}).get("scores", {})}:
+            raise RunError(
+                f"{monitor} was never finite, so no weights can be chosen: the training diverges; start it "
+                f"anew with a lower --model.learning_rate or --trainer.gradient_clip_val"
+            )
         raise RunError("nothing was chosen: at least one epoch must be trained and validated")
     loggers, trainer.loggers = trainer.loggers, []  # the validation that chose the weights is logged already
     (validation,) = trainer.validate(model, datamodule=data, verbose=False)
@@ -173,7 +201,13 @@ def report_again(cli: CLI) -> None:
             f"its results again with --resume auto"
         )
     found, _ = read_finished(folder)
-    print_results(found, [f"{folder} holds this finished run; nothing was left to do."], Console())
+    remarks, console = [f"{folder} holds this finished run; nothing was left to do."], Console()
+    try:
+        with console.capture() as printed:
+            print_results(found, remarks, console)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, RESULTS) from error
+    print(printed.get(), end="")
     print(folder / RESULTS)
 
 

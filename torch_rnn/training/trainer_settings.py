@@ -1,9 +1,12 @@
 """Settings of Lightning's Trainer that a run refuses, since they would be ignored or fail later."""
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import DeviceStatsMonitor
 
 from torch_rnn.errors import RunError
 
@@ -62,7 +65,7 @@ def check_trainer(settings: Namespace) -> None:
             f"trainer.logger is {str(settings.logger).lower()}; metrics.csv is always written, and a logger "
             f"beside it is named by its class, such as TensorBoardLogger"
         )
-    for callback in settings.callbacks or []:
+    for callback in settings.callbacks:
         _check_callback(callback)
     for plugin in _listed(settings.plugins):
         if "CheckpointIO" in plugin.get("class_path", "") or "Async" in plugin.get("class_path", ""):
@@ -75,6 +78,16 @@ def check_precision(asked: str | int | None, taken: str) -> None:
     """Raises RunError where Lightning has taken another precision than the one asked for."""
     if asked is not None and "mixed" in str(asked) and asked != taken:
         raise RunError(f"trainer.precision is {asked}; on this device it must be {taken} or 32-true")
+
+
+def check_packages(trainer: Trainer) -> None:
+    """Raises RunError where a callback needs a package that is not installed."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    for callback in trainer.callbacks:
+        if isinstance(callback, DeviceStatsMonitor):
+            stats = on_cpu if callback._cpu_stats is None else callback._cpu_stats
+            if stats and find_spec("psutil") is None:
+                raise RunError("DeviceStatsMonitor needs a package that is not installed: pip install psutil")
 
 
 def _check_numbers(settings: Namespace) -> None:

@@ -165,12 +165,12 @@ def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path)
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert [(shape["B"], shape["H"]) for shape in found["shapes"]] == [(2, 8), (3, 4)]
     assert [shape["T"] for shape in found["times"]] == [4, 8]
-    assert all(of["milliseconds"]["launch by launch"]["median"] > 0 for of in found["training_step"])
+    assert all(row["milliseconds"]["launch by launch"]["median"] > 0 for row in found["training_step"])
     for shape in found["shapes"]:
         assert {"bptt", "nn.RNN"} <= set(shape["milliseconds"])
         for timing in shape["milliseconds"].values():
-            for of in (timing["forward"], timing["training"]):
-                assert 0 < of["low"] <= of["median"] <= of["high"]
+            for times in (timing["forward"], timing["training"]):
+                assert 0 < times["low"] <= times["median"] <= times["high"]
     table = (tmp_path / "benchmark.md").read_text()
     assert "| 2, 8 | " in table
     assert readmes[1].read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
@@ -182,7 +182,7 @@ def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path)
 
 def test_benchmark_refuses_to_time_a_wrong_backend(run, tmp_path, monkeypatch, capsys):
     right = BACKENDS["bptt"]
-    monkeypatch.setitem(BACKENDS, "bptt", lambda *args: tuple(1.0001 * of for of in right(*args)))
+    monkeypatch.setitem(BACKENDS, "bptt", lambda *args: tuple(1.0001 * state for state in right(*args)))
     assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
     assert "bptt differs from eager at B = 2, H = 8; not timed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ from torch_rnn.training.seeding import seed_step
         (file_trials.damage, 60),
         (file_trials.many_at_once, 1),
     ],
-    ids=lambda of: getattr(of, "__name__", of),
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_few_tries_of(trial, tries, tmp_path):
     found = trial(tmp_path, tries)
@@ -148,7 +148,8 @@ def test_time_is_counted_over_all_parts_of_a_run(stopped):
     assert train(stopped, SMALL, "--resume", "auto")[0] == 0
     found = json.loads((stopped / "results.json").read_text())
     assert found["epochs"] == 3
-    (clock,) = [of for of in read_checkpoint(stopped / FOLDER / LAST)["callbacks"].values() if "tokens" in of]
+    callbacks = read_checkpoint(stopped / FOLDER / LAST)["callbacks"].values()
+    (clock,) = [saved for saved in callbacks if "tokens" in saved]
     assert clock["steps"] == 48
     assert 0 < clock["seconds"] < clock["elapsed"] < found["seconds"]
 
@@ -163,7 +164,7 @@ def test_time_is_counted_over_all_parts_of_a_run(stopped):
         ({"data.train": 272}, "data.init_args.train is 272 and was 256"),
         ({"checkpoint.monitor": "validation/loss"}, "checkpoint.monitor is validation/loss and was"),
     ],
-    ids=lambda of: None if isinstance(of, str) else next(iter(of)),
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_is_not_gone_on_with(stopped, undisturbed, more, message, finished):

@@ -85,7 +85,7 @@ def test_metrics_are_the_trainings(finished):
 def test_the_model_file_is_all_that_a_prediction_needs(finished):
     rnn = RNN.load(finished / "model.safetensors")
     state = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
-    (best,) = [of["best"] for of in state["callbacks"].values() if "best" in of]
+    (best,) = [saved["best"] for saved in state["callbacks"].values() if "best" in saved]
     assert all(torch.equal(best[f"rnn.{name}"], value) for name, value in rnn.state_dict().items())
     _, about = load_weights(finished / "model.safetensors")
     assert about["dataset"] == "quickstart"

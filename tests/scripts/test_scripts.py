@@ -198,8 +198,8 @@ def test_scaling_counts_speed_and_bytes(run, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "50%" in printed  # 2,000 tokens a second from 4 processes, each of which alone has 1,000
     script = run.module("scaling")
-    of = script.Batches(part=10, whole=15, columns=128, rest=100, Wxh=12800)
-    assert script.sent(2, of) == {
+    batches = script.Batches(part=10, whole=15, columns=128, rest=100, Wxh=12800)
+    assert script.sent(2, batches) == {
         "all gradients": 12900, "columns, gathered": 10 * 132 + 100, "columns, summed": 40 + 15 * 128 + 100,
     }  # fmt: skip
-    assert set(script.sent(1, of).values()) == {0}
+    assert set(script.sent(1, batches).values()) == {0}

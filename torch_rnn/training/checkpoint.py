@@ -37,7 +37,7 @@ class Checkpoints(Checkpoint):
     Args:
         monitor: the score of the best weights, the highest validation/accuracy or the lowest validation/loss.
         seconds: the time between checkpoints, 0..60; 0 for one after every step (with several processes,
-            after about half a second). A kill costs at most this time, and the validation in which it happens.
+            after about half a second). A kill costs at most this time and the validation in which it happens.
     """
 
     def __init__(

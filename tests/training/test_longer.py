@@ -65,7 +65,6 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_lost(tmp_path):
 
 
 STOPPING = "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"
-
 SECOND = "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"
 
 

@@ -2,8 +2,8 @@
 
     h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)
 
-cuDNN receives a padded batch, because PyTorch selects its persistent kernels (H up to 384 forward, 256 backward)
-only for those. It also computes the padding, whose states are replaced afterwards.
+cuDNN receives a padded batch, because PyTorch selects its persistent kernels (H up to 384 forward, 256
+backward) only for those. It also computes the padding, whose states are replaced afterwards.
 
 Floats x are multiplied by Wxh in cuDNN. For ids, cuDNN receives the columns of Wxh, and the identity as its
 input matrix. There 0 * inf is NaN: if one unit of xw[t] is infinite or NaN, all units of h[t] are NaN. In the
@@ -140,13 +140,8 @@ def backward(
             reserve.clone(),  # cuDNN overwrites it, and a graph may be differentiated twice
             [True, True, False, True],
         )  # fmt: skip
-    return (
-        dx,
-        dWxh.clone(),
-        dbh.clone(),
-        dWhh.clone(),
-        dh0.squeeze(0),
-    )  # cuDNN's weight gradients share memory
+    dWxh, dbh, dWhh = dWxh.clone(), dbh.clone(), dWhh.clone()  # cuDNN's share memory
+    return dx, dWxh, dbh, dWhh, dh0.squeeze(0)
 
 
 @forward.register_fake

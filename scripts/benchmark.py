@@ -1,7 +1,8 @@
 """Times the recurrence against nn.Embedding with nn.RNN, and against Keras's SimpleRNN on JAX if installed.
 
 First checks each backend against eager. If one is wrong, nothing is timed and the exit status is 1. Writes
-benchmark.json, benchmark.png and the tables benchmark.md. --readme also puts them into the READMEs.
+benchmark.json, benchmark.png and the tables benchmark.md. --readme also puts them into the READMEs. On a GPU,
+forward and backward are also timed as replayed CUDA graphs, without the host's part.
 """
 
 import argparse
@@ -41,7 +42,10 @@ GRIDS = {
     },
 }
 TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
+REPLAYS = 10
+"""Replays of a CUDA graph between two waits for the device. A wait would hide times of about 0.1 ms."""
 ROOT = Path(__file__).parents[1]
+PACKED = f"{PEER}, packed"
 
 
 def backends(device: str) -> list[str]:
@@ -78,7 +82,7 @@ def candidates(
     by_name = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
     by_name[PEER] = torch_rnn_module(ids, V, H, None)
     if lengths is not None:
-        by_name[f"{PEER}, packed"] = torch_rnn_module(ids, V, H, lengths)
+        by_name[PACKED] = torch_rnn_module(ids, V, H, lengths)
     elif device == "cpu" and keras_is_installed():
         by_name["Keras on JAX"] = keras_simple_rnn(ids, V, H)
     return by_name
@@ -93,9 +97,33 @@ def time_candidates(by_name: dict[str, Candidate], turns: int) -> dict[str, dict
     return {name: {kind: passes[kind][name] for kind in passes} for name in by_name}
 
 
-def row(B: int, H: int, T: int, device: str, turns: int, lengths: torch.Tensor | None = None) -> dict:
+def time_replays(by_name: dict[str, Candidate], turns: int) -> dict[str, Timing]:
+    """Returns the timings of forward and backward as CUDA graphs. Packing cannot be captured."""
+    graphs = {}
+    for name, candidate in by_name.items():
+        if name != PACKED:
+            try:
+                graphs[name] = as_one_graph(candidate.training)
+            except RuntimeError as error:
+                print(f"{name} is not timed as a CUDA graph: {error}", file=sys.stderr)
+    return in_turns(graphs, turns, repeats=REPLAYS)
+
+
+def row(
+    B: int,
+    H: int,
+    T: int,
+    device: str,
+    turns: int,
+    lengths: torch.Tensor | None = None,
+    replays: bool = False,
+) -> dict:
     tokens = B * T if lengths is None else int(lengths.sum())
-    timings = time_candidates(candidates(B, H, T, device, lengths), turns)
+    by_name = candidates(B, H, T, device, lengths)
+    timings = time_candidates(by_name, turns)
+    if replays:
+        for name, timing in time_replays(by_name, turns).items():
+            timings[name]["replay"] = timing
     return {
         "B": B,
         "H": H,
@@ -173,10 +201,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--grid", choices=("small", "full"), default="small")
     parser.add_argument("--turns", type=int, default=5, help="number of turns of 3 calls each (default: 5)")
     parser.add_argument("--imdb", action="store_true", help="also time batches with IMDB's lengths")
+    parser.add_argument(
+        "--brief", action="store_true", help="leave out other T, whole steps, memory, picture"
+    )
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
     parser.add_argument("--readme", action="store_true", help="also put tables and picture into the READMEs")
     args = parser.parse_args()
+    if args.brief and args.readme:
+        parser.error("--readme needs all figures; leave out --brief")
     if args.turns < 1:
         parser.error(f"--turns is {args.turns}; it must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -197,14 +230,19 @@ def measure(args: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
         "T": T,
         "V": V,
     }
-    results["shapes"] = [row(B, H, T, device, turns) for B, H in shapes]
-    results["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
+    replays = device == "cuda"
+    results["shapes"] = [row(B, H, T, device, turns, replays=replays) for B, H in shapes]
     if args.imdb:
         root = getattr(args, "data.root")
         lengths = {B: imdb_lengths(B, root).to(device) for B in {B for B, _ in shapes if B >= 32}}
         results["imdb_lengths"] = [
-            row(B, H, int(lengths[B].max()), device, turns, lengths[B]) for B, H in shapes if B in lengths
+            row(B, H, int(lengths[B].max()), device, turns, lengths[B], replays)
+            for B, H in shapes
+            if B in lengths
         ]
+    if args.brief:
+        return results
+    results["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
     results["training_step"] = [training_steps(B, H, device, turns) for B, H in shapes]
     B, H = shapes[-2]
     results["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
@@ -231,7 +269,8 @@ def main() -> int:
         write_atomically(
             args.out / f"benchmark.{name}", lambda part, text=text: part.write_text(text, encoding="utf-8")
         )
-    draw(results, args.out / "benchmark.png")
+    if not args.brief:
+        draw(results, args.out / "benchmark.png")
     if args.readme:
         replace_section(table(results), ROOT / "README.md", "benchmark")
         replace_section(report(results), ROOT / "scripts" / "README.md", "benchmark")

@@ -10,20 +10,27 @@ PEER = "nn.RNN"
 
 def report(results: dict) -> str:
     """Returns `table` followed by the times of real lengths and training steps, and the peak memory."""
-    lines = [table(results), *_packed_lines(results.get("imdb_lengths", []))]
-    lines += _step_lines(results["training_step"])
-    memory = results["peak_memory"]
-    if memory["bytes"]:
+    lines = [table(results)]
+    if any("replay" in times for shape in results["shapes"] for times in shape["milliseconds"].values()):
+        lines += [table(results, "replay")]
+    lines += _packed_lines(results.get("imdb_lengths", []))
+    lines += _step_lines(results.get("training_step", []))
+    memory = results.get("peak_memory")
+    if memory and memory["bytes"]:
         sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
         lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
     return "\n".join(lines) + "\n"
 
 
-def table(results: dict) -> str:
-    """Returns a Markdown table of median times and of how many times as long nn.RNN takes."""
-    names = list(results["shapes"][0]["milliseconds"])
+def table(results: dict, kind: str = "training") -> str:
+    """Returns a Markdown table of median times and of how many times as long nn.RNN takes.
+
+    kind is "training", or "replay" for the same passes as CUDA graphs.
+    """
+    names = [name for name, times in results["shapes"][0]["milliseconds"].items() if kind in times]
+    replayed = " replayed as a CUDA graph," if kind == "replay" else ""
     lines = [
-        f"Forward and backward in milliseconds (median), T = {results['T']}, V = {results['V']:,}, "
+        f"Forward and backward{replayed} in milliseconds (median), T = {results['T']}, V = {results['V']:,}, "
         f"{results['dtype']}; in brackets",
         f"how many times as long `nn.Embedding` with `nn.RNN` takes. {results['machine']}, torch",
         f"{results['torch']}.",
@@ -32,13 +39,19 @@ def table(results: dict) -> str:
         "|---|" + "---|" * len(names),
     ]
     for shape in results["shapes"]:
-        peer = shape["milliseconds"][PEER]["training"]["median"]
+        medians = {
+            name: times[kind]["median"] for name, times in shape["milliseconds"].items() if kind in times
+        }
         cells = []
         for name in names:
-            median = shape["milliseconds"][name]["training"]["median"]
-            cells.append(f"{median:.1f}" if name == PEER else f"{median:.1f} ({peer / median:.1f}x)")
+            ratio = f" ({medians[PEER] / medians[name]:.1f}x)" if name != PEER and PEER in medians else ""
+            cells.append(_rounded(medians[name]) + ratio if name in medians else "")
         lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _rounded(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds >= 1 else f"{milliseconds:.3f}"
 
 
 def _packed_lines(shapes: list[dict]) -> list[str]:
@@ -46,15 +59,20 @@ def _packed_lines(shapes: list[dict]) -> list[str]:
     for shape in shapes:
         medians = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
         padded, packed = medians[PEER], medians[f"{PEER}, packed"]
-        fastest = min(median for name, median in medians.items() if name in BACKENDS)
+        fastest = min((name for name in medians if name in BACKENDS), key=medians.get)
+        replay = shape["milliseconds"][fastest].get("replay")
+        replayed = f" ({_rounded(replay['median'])} as a CUDA graph)" if replay else ""
         lines.append(
             f"With the lengths of a batch of IMDB reviews (B = {shape['B']}, H = {shape['H']}, "
-            f"T = {shape['T']}): {fastest:.1f} ms; `nn.RNN` takes {padded:.1f} padded, {packed:.1f} packed.  "
+            f"T = {shape['T']}): {_rounded(medians[fastest])} ms{replayed}; `nn.RNN` takes "
+            f"{_rounded(padded)} padded, {_rounded(packed)} packed.  "
         )
     return [*lines, ""] if lines else []
 
 
 def _step_lines(shapes: list[dict]) -> list[str]:
+    if not shapes:
+        return []
     lines = [
         "A whole training step (lengths of 1 to T; forward, backward, clipping, fused Adam on all of Wxh):  "
     ]

@@ -16,11 +16,14 @@ class Timing(NamedTuple):
     high: float
 
 
-def in_turns(calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: int = 3) -> dict[str, Timing]:
+def in_turns(
+    calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: int = 3, repeats: int = 1
+) -> dict[str, Timing]:
     """Times the functions in turns, A B A B ...
 
     In each turn, a function is called once without timing, then `calls_a_turn` times with timing. On a GPU, a
-    call's time includes the wait until the device is done.
+    call's time includes the wait until the device is done. With `repeats`, each timed call is so many calls
+    and one wait, divided by their number.
     """
     milliseconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
@@ -28,8 +31,9 @@ def in_turns(calls: Mapping[str, Callable[[], None]], turns: int, calls_a_turn: 
             call()
             for _ in range(calls_a_turn):
                 start = _now()
-                call()
-                milliseconds[name].append(1000 * (_now() - start))
+                for _ in range(repeats):
+                    call()
+                milliseconds[name].append(1000 * (_now() - start) / repeats)
     return {name: Timing(statistics.median(ms), min(ms), max(ms)) for name, ms in milliseconds.items()}
 
 

@@ -1,0 +1,465 @@
+"""Checks and times everything on this machine's GPU, and writes report.md and report.json.
+
+Each check is a command with a time limit; one that fails or takes too long does not stop the others. The
+reports are written again after each check. The exit status is 0 if no check failed, 1 if one did, and 2 where
+there is no GPU.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from torch_rnn.files import write_atomically
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+COLOURS = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
+TOTAL = 570
+"""Seconds for all checks: a check is stopped then, and the later ones are skipped."""
+Figures = dict[str, float | int | str]
+
+
+class Check(NamedTuple):
+    """A command, and how to read what it prints and writes.
+
+    parse(output) returns figures, and a problem or an empty string. The check also fails if it raises.
+    """
+
+    name: str
+    command: list[str]
+    parse: Callable[[str], tuple[Figures, str]]
+    limit: float
+    """Seconds."""
+    needs: tuple[str, ...] = ()
+    """Modules, "imdb" or "compute-sanitizer"; if one is missing, the check is skipped."""
+    quick: bool = True
+    """Whether --quick runs it too."""
+
+
+class Outcome(NamedTuple):
+    """What became of a check."""
+
+    name: str
+    command: str
+    status: str
+    reason: str
+    seconds: float
+    figures: Figures
+
+
+def checks(work: Path) -> list[Check]:
+    """Returns all checks, the most important first. Their files go to the folder `work`."""
+    training = ("lightning", "torchtext", "jsonargparse")
+    pytest = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-ra", "--strict-markers"]
+    pytest = ["env", "CUBLAS_WORKSPACE_CONFIG=:4096:8", *pytest]  # the tests use deterministic algorithms
+    marked, tests = [*pytest, "-m", "cuda"], ROOT / "tests"
+    sanitizer = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sanitizer_path() or "compute-sanitizer"]
+    numpy, imdb = work / "compare_numpy.json", work / "imdb"
+    return [
+        Check("ladder", trial("ladder"), read_trial, 120, ("pytest",)),
+        Check("tests of ops", [*marked, str(tests / "ops")], read_pytest, 120, ("pytest",)),
+        Check(  # not all of these are marked, because without a GPU they run in Triton's interpreter
+            "tests of Triton", [*pytest, str(tests / "ops" / "test_triton.py"), "-k", "not compile"],
+            read_pytest, 90, ("pytest", "triton"), False,
+        ),
+        Check(
+            "compare_numpy", script("compare_numpy", "--device", "cuda", "--json", numpy),
+            partial(read_compare_numpy, numpy), 60, ("lightning", "torchtext"),
+        ),
+        *(
+            Check(
+                f"benchmark, {dtype}",
+                benchmark(work / dtype, "--dtype", dtype, "--turns", 2),
+                partial(read_benchmark, work / dtype), 100, quick=dtype == "float32",
+            )
+            for dtype in ("float32", "bfloat16")
+        ),
+        Check(
+            "quickstart",
+            training_run(work / "quickstart", "--config", ROOT / "configs" / "quickstart.yaml"),
+            partial(read_training, work / "quickstart", 0.95), 60, training,
+        ),
+        Check(
+            "tests of the module and of training", [*marked, str(tests / "nn"), str(tests / "training")],
+            read_pytest, 60, ("pytest", *training), False,
+        ),
+        Check("resume after kill -9", trial("resume"), read_trial, 90, ("pytest", *training), False),
+        Check("two processes on one GPU", trial("shared"), read_trial, 60, ("pytest", *training), False),
+        *(
+            Check(
+                f"IMDB, one epoch, {precision}",
+                training_run(
+                    work / f"imdb-{precision}", "--trainer.max_epochs", 1, "--trainer.precision", precision
+                ),
+                partial(read_training, work / f"imdb-{precision}", 0.6), 90, (*training, "imdb"), False,
+            )
+            for precision in ("32-true", "bf16-mixed")
+        ),
+        Check(
+            "benchmark, IMDB's lengths", benchmark(imdb, "--imdb", "--turns", 1),
+            partial(read_benchmark, imdb), 100, (*training, "imdb"), False,
+        ),
+        *(
+            Check(
+                f"compute-sanitizer, {tool}",
+                [*sanitizer, "--error-exitcode", "1", "--tool", tool, *trial("small")],
+                read_sanitizer, 60, ("pytest", "compute-sanitizer"), False,
+            )
+            for tool in ("memcheck", "racecheck")
+        ),
+    ]  # fmt: skip
+
+
+def script(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)]
+
+
+def benchmark(folder: Path, *arguments: object) -> list[str]:
+    return script("benchmark", "--device", "cuda", "--brief", *arguments, "--out", folder)
+
+
+def training_run(folder: Path, *arguments: object) -> list[str]:
+    settings = ("--trainer.accelerator", "cuda", "--trainer.default_root_dir", folder)
+    return script("train_imdb", *arguments, *settings, "--trainer.enable_progress_bar", "false")
+
+
+def trial(name: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve()), "--trial", name]
+
+
+def sanitizer_path() -> str | None:
+    """Returns the path of compute-sanitizer, which comes with the CUDA toolkit."""
+    toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("compute-sanitizer") or shutil.which(f"{toolkit}/bin/compute-sanitizer")
+
+
+def missing(check: Check) -> str:
+    """Returns why a check cannot run here; an empty string if it can."""
+    for need in check.needs:
+        if need == "imdb":
+            root = os.environ.get("TORCH_RNN_DATA") or "data"
+            if not list(Path(root).glob("aclImdb*")):
+                return f"the folder {root} has no IMDB reviews; set TORCH_RNN_DATA"
+        elif need == "compute-sanitizer":
+            if sanitizer_path() is None:
+                return "compute-sanitizer is not installed; it comes with the CUDA toolkit"
+        elif importlib.util.find_spec(need) is None:
+            return f"the package {need} is not installed"
+    return ""
+
+
+def run(check: Check, work: Path, limit: float) -> Outcome:
+    """Runs a check for at most `limit` seconds. What it prints goes to a file in `work`."""
+    command = shlex.join(check.command)
+    if reason := missing(check):
+        return Outcome(check.name, command, SKIPPED, reason, 0.0, {})
+    log, begin = work / f"{re.sub('[^a-z0-9]+', '_', check.name.lower())}.log", time.perf_counter()
+    problem, status = run_command(check.command, log, limit)
+    seconds, figures = round(time.perf_counter() - begin, 1), {}
+    if not problem:
+        output = log.read_text(encoding="utf-8", errors="replace")
+        try:
+            figures, problem = check.parse(output)
+        except Exception as error:  # the output may be anything
+            problem = f"its output cannot be read ({type(error).__name__}: {error}), see {log}"
+        if status:
+            last = "".join(output.strip().splitlines()[-1:])
+            problem = f"exit status {status}: {problem or last}"
+    return Outcome(check.name, command, FAILED if problem else PASSED, problem, seconds, figures)
+
+
+def run_command(command: list[str], log: Path, limit: float) -> tuple[str, int]:
+    """Returns a problem, which is empty if the command ended by itself, and its exit status.
+
+    After the limit, kills the command with all processes that it started.
+    """
+    environment = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "COLUMNS": "120",
+    }
+    with open(log, "wb") as file:
+        try:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return f"it cannot be started: {error}", 1
+        try:
+            return "", process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"it took longer than {limit:.0f} s", 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def read_trial(output: str) -> tuple[Figures, str]:
+    """Reads the JSON in the last line that a trial of this script printed."""
+    found = json.loads(output.strip().splitlines()[-1])
+    return found["figures"], "; ".join(found["problems"])
+
+
+def read_pytest(output: str) -> tuple[Figures, str]:
+    *lines, summary = output.strip().splitlines()
+    figures = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|errors?|skipped)", summary)}
+    if not figures.get("passed"):
+        raise ValueError(f"no test passed: {summary}")
+    return figures, "; ".join(line for line in lines if line.startswith(("FAILED", "ERROR")))
+
+
+def read_compare_numpy(path: Path, _: str) -> tuple[Figures, str]:
+    found, figures, problems = json.loads(path.read_text(encoding="utf-8")), {}, []
+    for backend, rows in found["differences"].items():
+        largest = max(row["relative"] / row["tolerance"] for row in rows)
+        figures[f"{backend}, largest difference / tolerance"] = round(largest, 3)
+        figures[f"{backend}, ms a step"] = round(found["milliseconds_per_step"][backend], 3)
+        problems += [f"{backend}: {row['name']} is out of tolerance" for row in rows if not row["holds"]]
+    return figures, "; ".join(problems)
+
+
+def read_benchmark(folder: Path, _: str) -> tuple[Figures, str]:
+    found, figures = json.loads((folder / "benchmark.json").read_text(encoding="utf-8")), {}
+    for row in found.get("imdb_lengths", found["shapes"]):
+        for name, times in row["milliseconds"].items():
+            where = f"B = {row['B']}, T = {row['T']}, H = {row['H']}, {name}"
+            figures[f"{where}, ms"] = round(times["training"]["median"], 4)
+            if "replay" in times:
+                figures[f"{where}, ms as a CUDA graph"] = round(times["replay"]["median"], 4)
+    return figures, ""
+
+
+def read_training(folder: Path, lowest: float, _: str) -> tuple[Figures, str]:
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    names = ("epochs", "seconds", "ms_per_step", "tokens_per_second", "device")
+    accuracy = found["test"]["accuracy"]
+    problem = "" if accuracy >= lowest else f"test accuracy is {accuracy:.1%}; it must reach {lowest:.0%}"
+    return {"test accuracy": accuracy} | {name: found[name] for name in names}, problem
+
+
+def read_sanitizer(output: str) -> tuple[Figures, str]:
+    lines = output.splitlines()
+    _, problem = read_trial("\n".join(line for line in lines if not line.startswith("=========")))
+    number, kind = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (error|hazard)", output)[-1]
+    return {f"{kind}s": int(number)}, problem or ("" if number == "0" else f"{number} {kind}s")
+
+
+def ladder_trial(device: str = "cuda", shapes: int | None = None) -> tuple[Figures, list[str]]:
+    """Climbs the ladder of tests/ladder.py with every backend, dtype and nonlinearity on the device."""
+    import ladder
+
+    from torch_rnn.ops import FUSED_NONLINEARITIES, available
+    from torch_rnn.ops.nonlinearities import NONLINEARITIES
+    from torch_rnn.testing import assert_parity, twice_the_error
+
+    def bf16(backend: str, shape: ladder.Shape) -> None:
+        truth = ladder.states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
+        with torch.autocast(device, torch.bfloat16):
+            eager = ladder.states_and_gradients("eager", shape, torch.float32, "tanh", device)
+            got = ladder.states_and_gradients(backend, shape, torch.float32, "tanh", device)
+        for name, want in truth.items():
+            assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name].float(), want))
+
+    figures, problems = {}, []
+    for backend in available(device):
+        for dtype in (torch.float32, torch.float64):
+            for shape in ladder.SHAPES[:shapes]:
+                rungs = {"rung 2": (ladder.rung_2, (backend, shape, "every", 3, dtype, device))}
+                if backend != "eager":
+                    for f in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
+                        rungs[f"rung 3 {f}"] = (ladder.rung_3, (backend, shape, dtype, f, device))
+                    if dtype is torch.float32:
+                        rungs["bf16"] = (bf16, (backend, shape))
+                for name, (rung, arguments) in rungs.items():
+                    kind = "bf16" if name == "bf16" else str(dtype).removeprefix("torch.")
+                    key = f"{backend}, {kind}, comparisons"
+                    figures[key] = figures.get(key, 0) + 1
+                    problems += problem(f"{backend}, {kind}, {name}, {shape}", rung, *arguments)
+            for readout in ladder.READOUTS:
+                where = f"{backend}, {dtype}, ten training steps, readout {readout}"
+                problems += problem(where, ladder.rung_4, backend, readout, 3, dtype, device)
+    return figures | {"failed": len(problems)}, problems
+
+
+def problem(where: str, function: Callable, *arguments: object) -> list[str]:
+    """Returns what a function raises, as a list of at most one sentence."""
+    try:
+        function(*arguments)
+    except Exception as error:  # after an error of CUDA, all later comparisons may fail too
+        text = f"{where}: {type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+        print(text, file=sys.stderr)
+        return [text]
+    return []
+
+
+def small_trial(device: str = "cuda") -> tuple[Figures, list[str]]:
+    """Runs forward and backward of this package's own kernels on small shapes, for compute-sanitizer."""
+    import ladder
+
+    from torch_rnn.ops import available
+
+    backends = [name for name in available(device) if name not in ("eager", "bptt", "cudnn")]
+    problems = [] if backends else ["none of this package's kernels runs here"]
+    for backend in backends:
+        for shape in ladder.SHAPES[4:6]:
+            arguments = (backend, shape, torch.float32, "tanh", device)
+            problems += problem(f"{backend}, {shape}", ladder.states_and_gradients, *arguments)
+            with torch.autocast(device, torch.bfloat16):
+                problems += problem(f"{backend}, bf16, {shape}", ladder.states_and_gradients, *arguments)
+    return {"backends": ", ".join(backends)}, problems
+
+
+def resume_trial() -> tuple[Figures, list[str]]:
+    """Kills runs at random moments and resumes them to the same bits (tests/trials.py)."""
+    import tempfile
+
+    import trials
+
+    with tempfile.TemporaryDirectory() as work:
+        found = trials.kills(Path(work), 3)
+    return {"kills": found.tries}, found.failures
+
+
+def shared_trial() -> tuple[Figures, list[str]]:
+    """Trains the same model in two processes at once, which must end in the bits of a process alone."""
+    import tempfile
+
+    import trials
+
+    problems = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        trials.train(work / "alone", trials.SMALL)
+        pair = [trials.start(work / folder, trials.SMALL, work / "log") for folder in ("first", "second")]
+        for process, folder in zip(pair, ("first", "second"), strict=True):
+            process.join()
+            if process.exitcode:
+                last = (work / "log").read_text(errors="replace").strip().splitlines()[-1:]
+                problems.append(f"{folder} process: exit status {process.exitcode}: {''.join(last)}")
+            else:
+                problems += [
+                    f"{folder} process: {text}" for text in trials.differences(work / folder, work / "alone")
+                ]
+    return {"processes": len(pair)}, problems
+
+
+TRIALS = {"ladder": ladder_trial, "small": small_trial, "resume": resume_trial, "shared": shared_trial}
+
+
+def machine() -> dict[str, str]:
+    """Returns the hardware and the versions that the results depend on."""
+    properties = torch.cuda.get_device_properties(0)
+    driver = triton = "unknown"
+    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+        driver = answer.stdout.split()[0]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        triton = metadata.version("triton")
+    return {
+        "GPU": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": str(properties.multi_processor_count),
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "driver": driver,
+        "CUDA": str(torch.version.cuda),
+        "cuDNN": str(torch.backends.cudnn.version()),
+        "torch": torch.__version__,
+        "Triton": triton,
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "CPU cores": str(os.cpu_count()),
+    }
+
+
+def write_reports(out: Path, hardware: dict[str, str], outcomes: list[Outcome]) -> None:
+    contents = {"machine": hardware, "checks": [outcome._asdict() for outcome in outcomes]}
+    texts = {"report.json": json.dumps(contents, indent=2) + "\n", "report.md": markdown(hardware, outcomes)}
+    for name, text in texts.items():
+        write_atomically(out / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+
+
+def markdown(hardware: dict[str, str], outcomes: list[Outcome]) -> str:
+    lines = ["# GPU check", "", *(f"- {name}: {value}" for name, value in hardware.items()), ""]
+    lines += ["| check | result | seconds |", "|---|---|---|"]
+    for outcome in outcomes:
+        lines.append(f"| {outcome.name} | {result(outcome)} | {outcome.seconds:.1f} |".replace("\n", " "))
+    for outcome in outcomes:
+        lines += ["", f"## {outcome.name}", "", "```bash", outcome.command, "```", ""]
+        lines += [f"- {name}: {value}" for name, value in outcome.figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def result(outcome: Outcome) -> str:
+    return f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+
+
+def check_all(
+    chosen: list[Check], out: Path, work: Path, hardware: dict[str, str], console: Console
+) -> list[Outcome]:
+    """Runs the checks one after the other. Writes the reports to `out` after each of them."""
+    outcomes, begin = [], time.perf_counter()
+    write_reports(out, hardware, outcomes)
+    for check in chosen:
+        left = TOTAL - (time.perf_counter() - begin)
+        if left > 0:
+            with console.status(f"{check.name} (at most {min(check.limit, left):.0f} s)"):
+                outcomes.append(run(check, work, min(check.limit, left)))
+        else:
+            reason = f"the {TOTAL} s for all checks are used up"
+            outcomes.append(Outcome(check.name, shlex.join(check.command), SKIPPED, reason, 0.0, {}))
+        write_reports(out, hardware, outcomes)
+        text = f"{check.name}, {outcomes[-1].seconds:.1f} s: {result(outcomes[-1])}"
+        console.print(text, style=COLOURS[outcomes[-1].status], markup=False, highlight=False)
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), help="default: runs/gpu_check")
+    parser.add_argument("--quick", action="store_true", help="only the most important checks")
+    parser.add_argument("--trial", choices=TRIALS, help=argparse.SUPPRESS)  # how a check calls this script
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: this machine has no CUDA device, or this torch was built without CUDA", file=sys.stderr)
+        return 2
+    if arguments.trial:
+        sys.path.insert(0, str(ROOT / "tests"))
+        figures, problems = TRIALS[arguments.trial]()
+        print(json.dumps({"figures": figures, "problems": problems}))
+        return int(bool(problems))
+    out = arguments.out.resolve()
+    work = out / time.strftime("%Y-%m-%d-%H-%M-%S")  # a new one, because no training overwrites another
+    work.mkdir(parents=True)
+    chosen = [check for check in checks(work) if check.quick or not arguments.quick]
+    console = Console()
+    outcomes = check_all(chosen, out, work, machine(), console)
+    numbers = {status: sum(outcome.status == status for outcome in outcomes) for status in COLOURS}
+    console.print(", ".join(f"{number} {status}" for status, number in numbers.items()))
+    console.print(out / "report.md", soft_wrap=True)
+    return int(numbers[FAILED] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

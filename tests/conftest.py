@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves its core to others
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it on CUDA
+
 import torch  # reads the number of threads when it is imported
 
 if not torch.cuda.is_available():  # then the Triton kernels run in its interpreter; read when it is imported

@@ -1,7 +1,6 @@
 """The backend "cudnn". PyTorch's own RNN stands in for cuDNN on the CPU, behind the same three operators."""
 
 import importlib
-import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -309,19 +308,3 @@ def test_which_devices_it_runs_on(monkeypatch):
     cudnn.enabled = True
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert not backend.runs_on("cuda")
-
-
-def test_the_table_of_auto():
-    """Goes through every capability, size, precision and set of backends that work."""
-    names = ("cuda", "triton", "cudnn")
-    sets = [set(chosen) for n in range(4) for chosen in itertools.combinations(names, n)]
-    capabilities = [(5, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
-    for capability, H, precision, usable in itertools.product(
-        capabilities, (*range(1, 300), 384, 385, 4096), ("float32", "float64", "bf16"), sets
-    ):
-        cuda = capability >= (7, 0) and H <= 128 and precision == "float32"
-        triton = capability >= (8, 0) and H <= (256 if precision == "bf16" else 128)
-        runs = {"cuda": cuda, "triton": triton, "cudnn": True}
-        best = [name for name in names if name in usable and runs[name]]
-        want = best[0] if best else "bptt"
-        assert backend.choose(capability, H, precision, usable) == want

@@ -165,7 +165,9 @@ def test_eager_unbinds_its_input_once():
 def test_which_names_the_backend():
     assert which("auto") in BACKENDS
     assert which("eager") == "eager"
-    with pytest.raises(ValueError, match="backend is 'cudnn'; it must be one of auto, eager, bptt"):
+    with pytest.raises(ValueError, match="backend is 'numpy'; it must be one of auto, eager, bptt"):
+        which("numpy")
+    with pytest.raises(ValueError, match="backend is 'cudnn'; on cpu it must be one of auto, eager, bptt"):
         which("cudnn")
 
 

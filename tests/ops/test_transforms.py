@@ -252,7 +252,7 @@ def test_with_recomputation_what_is_kept_grows_as_the_square_root_of_time(backen
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("backend", ["eager", "bptt", "triton", "auto"])
+@pytest.mark.parametrize("backend", ["eager", "bptt", "triton", "cudnn", "auto"])
 def test_transforms_on_cuda(backend):
     """Second derivatives, backward in eval() and vmap(grad), which cuDNN refuses, and forward mode."""
     if backend != "auto":

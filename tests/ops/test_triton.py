@@ -12,6 +12,7 @@ from ladder import SHAPES, Shape, rung_3, states_and_gradients
 
 from torch_rnn import RNN
 from torch_rnn.ops import recurrence, which
+from torch_rnn.ops.auto import difference
 from torch_rnn.ops.graphs import in_a_graph
 from torch_rnn.testing import assert_parity, twice_the_error
 
@@ -187,23 +188,14 @@ def test_which_sizes_fit_into_a_multiprocessor(monkeypatch):
         assert backend._fits(torch.empty(H, H, dtype=dtype), precision) == fits
 
 
-def test_auto_uses_the_kernels_only_if_they_agree_with_eager(monkeypatch, caplog):
-    device = torch.device(DEVICE)
-    monkeypatch.setattr(backend, "_AGREES", {})
-    assert backend.agrees_with_eager(device)
+def test_the_comparison_of_auto_passes_and_finds_a_wrong_kernel(monkeypatch):
+    given = (backend.triton_backend, torch.device(DEVICE), torch.float32, 40)
+    assert not difference(*given)
     with bf16():
-        assert not backend._difference(device)
-    monkeypatch.setattr(backend, "_AGREES", {})
+        assert not difference(*given)
     right = backend.sum_by_id
     monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1.001 * right(*args))
-    assert not backend.agrees_with_eager(device)
-    assert not backend.agrees_with_eager(device)
-    assert caplog.text.count("the Triton kernels are not used") == 1
-    assert "dWxh differs from eager by 1.0e-03 of its largest entry" in caplog.text
-    monkeypatch.setattr(backend, "_AGREES", {})
-    monkeypatch.setattr(backend, "sum_by_id", lambda *args: 1 / 0)
-    assert not backend.agrees_with_eager(device)
-    assert "division by zero" in caplog.text
+    assert difference(*given) == "dWxh differs from eager by 1.0e-03 of its largest entry"
 
 
 def test_without_triton_auto_does_not_use_the_kernels(monkeypatch):
@@ -211,7 +203,6 @@ def test_without_triton_auto_does_not_use_the_kernels(monkeypatch):
     backend.interpreted.cache_clear()
     try:
         assert not backend.runs_on(DEVICE)
-        assert not backend.agrees_with_eager(torch.device(DEVICE))
         with pytest.raises(
             ValueError, match=f"backend is 'triton'; on {DEVICE} it must be one of auto, eager"
         ):

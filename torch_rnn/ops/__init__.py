@@ -12,21 +12,29 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from torch_rnn.ops.auto import fastest
 from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
 from torch_rnn.ops.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.ops.cpu import NONLINEARITIES as CPU_NONLINEARITIES
+from torch_rnn.ops.cudnn import NONLINEARITIES as CUDNN_NONLINEARITIES
+from torch_rnn.ops.cudnn import cudnn
+from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.ops.segments import in_segments
 from torch_rnn.ops.triton_backend import NONLINEARITIES as TRITON_NONLINEARITIES
-from torch_rnn.ops.triton_backend import agrees_with_eager, triton_backend
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
+from torch_rnn.ops.triton_backend import triton_backend
 
 log = logging.getLogger(__name__)
 _LOGGED: set[str] = set()
-BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend}
-FUSED_NONLINEARITIES = {"cpu": CPU_NONLINEARITIES, "triton": TRITON_NONLINEARITIES}
+BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend, "cudnn": cudnn}
+FUSED_NONLINEARITIES = {
+    "cpu": CPU_NONLINEARITIES,
+    "triton": TRITON_NONLINEARITIES,
+    "cudnn": CUDNN_NONLINEARITIES,
+}
 
 
 def recurrence(
@@ -69,7 +77,7 @@ def recurrence(
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
     check(x, Wxh, bh, Whh, h0, lengths)
     check_backend(backend)
-    run = _choose(backend, x.device, Wxh.dtype, nonlinearity)
+    run = _choose(backend, Wxh, nonlinearity)
     if not x.is_floating_point():
         x = x.long()
     if h0 is None:
@@ -83,15 +91,22 @@ def recurrence(
     return (h, hT) if final else h
 
 
-def which(backend: str = "auto", device: torch.device | str = "cpu") -> str:
-    """Returns the name of the backend that runs on a device; for "auto", the fastest one.
+def which(
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hidden_size: int = 32,
+) -> str:
+    """Returns the name of the backend that runs on a device; for "auto", what it stands for there.
+
+    On CUDA, "auto" depends on the dtype and the hidden size.
 
     Raises ValueError for a backend that does not exist or does not run on the device.
     """
     device = torch.device(device)
     check_backend(backend)
     if backend == "auto":
-        return _logged(_fastest(device), device.type)
+        return _logged(fastest(device, dtype, hidden_size), device.type)
     allowed = available(device)
     if backend not in allowed:
         reason = ", which was not built here" if backend == "cpu" == device.type else ""
@@ -114,21 +129,23 @@ def check_backend(backend: str) -> None:
 def available(device: torch.device | str) -> list[str]:
     """Returns the names of the backends that run on a device."""
     on_cpu = torch.device(device).type == "cpu"
-    runs = {"cpu": on_cpu and library() is not None, "triton": triton_runs_on(device)}
+    runs = {
+        "cpu": on_cpu and library() is not None,
+        "triton": triton_runs_on(device),
+        "cudnn": cudnn_runs_on(device),
+    }
     return [name for name in BACKENDS if runs.get(name, True)]
 
 
-def _choose(
-    backend: str, device: torch.device, dtype: torch.dtype, nonlinearity: str
-) -> Callable[..., tuple[Tensor, Tensor]]:
+def _choose(backend: str, Wxh: Tensor, nonlinearity: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """Returns the function to run: usually the backend's; eager, bptt or scan where only they can compute."""
     if torch.compiler.is_exporting():
         return importlib.import_module("torch_rnn.ops.scan").scan  # slow to import
     if _is_transforming():
         return _fallback("eager", "under torch.func and forward-mode differentiation")
-    if dtype is torch.bfloat16:
+    if Wxh.dtype is torch.bfloat16:
         return _fallback("eager", "for weights in bfloat16")
-    name = which(backend, device)
+    name = which(backend, Wxh.device, Wxh.dtype, len(Wxh))
     if nonlinearity not in FUSED_NONLINEARITIES.get(name, NONLINEARITIES):
         if backend != "auto":
             raise ValueError(
@@ -152,12 +169,6 @@ def _fallback(backend: str, reason: str) -> Callable[..., tuple[Tensor, Tensor]]
         _LOGGED.add(reason)
         log.info("backend %s: %s", reason, backend)
     return BACKENDS[backend]
-
-
-def _fastest(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "cpu" if library() else "bptt"
-    return "triton" if agrees_with_eager(device) else "bptt"
 
 
 @cache

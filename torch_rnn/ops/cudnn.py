@@ -14,7 +14,7 @@ variable CUBLAS_WORKSPACE_CONFIG=:4096:8. cuDNN has no "linear", which runs on b
 """
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -27,29 +27,7 @@ from torch_rnn.ops.inputs import project, real_steps
 aten = torch.ops.aten
 NONLINEARITIES = ("tanh", "relu", "linear")
 MODES = {"relu": 0, "tanh": 1}  # cudnnRNNMode_t
-FUSED = (
-    ("cuda", (7, 0), {"float32": 128}),
-    ("triton", (8, 0), {"float32": 128, "float64": 128, "bf16": 256}),
-)
-"""Name, lowest compute capability, and largest H by precision. "bf16" is float32 with rounded products."""
 _PRECISION = threading.RLock()
-
-
-def choose(capability: tuple[int, int], H: int, precision: str, usable: Collection[str]) -> str:
-    """Returns what "auto" stands for on a GPU: the first fused kernel that fits, else cudnn, else bptt.
-
-    Never measures: that would wait for the device, and results would differ between runs and processes.
-
-    Args:
-        capability: the device's compute capability.
-        H: the hidden size.
-        precision: a key of the dictionaries in FUSED.
-        usable: the backends that run on the device and agreed with eager there.
-    """
-    for name, lowest, largest in FUSED:
-        if name in usable and capability >= lowest and H <= largest.get(precision, 0):
-            return name
-    return "cudnn" if "cudnn" in usable else "bptt"
 
 
 def runs_on(device: torch.device | str) -> bool:

@@ -11,7 +11,6 @@ torch.set_float32_matmul_precision("medium"). The backward pass uses the precisi
 stay float32. The products that PyTorch computes (xw, dWhh, and step by step) use TF32 if "high" allows it.
 """
 
-import logging
 from functools import cache, wraps
 
 import torch
@@ -19,13 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_rnn.ops.bptt import derivatives, sum_of_products
-from torch_rnn.ops.eager import eager
-from torch_rnn.ops.graphs import capturing, on_device
+from torch_rnn.ops.graphs import on_device
 from torch_rnn.ops.inputs import add_at_ids, project, real_steps
 from torch_rnn.ops.triton_steps import back_step_by_step, kernels, step_by_step
 
-log = logging.getLogger(__name__)
-_AGREES: dict[torch.device, bool] = {}
 NONLINEARITIES = ("tanh", "relu", "linear")  # those of `apply` in triton_kernels.py
 RESERVE = 24 * 1024
 """Bytes of shared memory that a program needs in addition to Whh."""
@@ -49,46 +45,6 @@ def runs_on(device: torch.device | str) -> bool:
         return interpreted()
     on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available() and not interpreted()
     return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def agrees_with_eager(device: torch.device) -> bool:
-    """Returns whether the kernels run on this GPU and agree with eager, which "auto" requires.
-
-    Tests this once for each device, and logs a warning if the kernels fail to compile or disagree.
-    """
-    if not runs_on(device) or (device not in _AGREES and capturing(device)):
-        return False
-    if device not in _AGREES:
-        try:
-            problem = _difference(device)
-        except Exception as error:  # compilers and drivers can raise anything; bptt still works
-            problem = str(error)
-        if problem:
-            log.warning("the Triton kernels are not used on %s (%s); using bptt instead", device, problem)
-        _AGREES[device] = not problem
-    return _AGREES[device]
-
-
-def _difference(device: torch.device) -> str:
-    """Returns what differs from eager in a forward and a backward pass; an empty string if nothing does."""
-    B, T, D, H = 5, 9, 7, 40
-    g = torch.Generator().manual_seed(0)
-    ids, lengths = torch.randint(D, (B, T), generator=g).to(device), torch.tensor([9, 1, 0, 5, 9]).to(device)
-    weights = [torch.randn(s, generator=g) / 4 for s in ((H, D), (H,), (H, H), (B, H))]
-    allowed = {"highest": 1e-5, "high": 5e-3, "medium": 5e-2}[matmul_precision()]
-    if precision(torch.float32, device) == "bf16":
-        allowed = 5e-2
-    results = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for run, dtype in ((triton_backend, torch.float32), (eager, torch.float64)):
-            inputs = [weight.to(device, dtype).requires_grad_() for weight in weights]
-            h, hT = run(ids, *inputs, lengths, "tanh")
-            results.append([h, hT, *torch.autograd.grad(h.sum() + hT.sum(), inputs)])
-    for name, got, want in zip(("h", "hT", "dWxh", "dbh", "dWhh", "dh0"), *results, strict=True):
-        error = float((got.detach() - want.detach()).abs().max() / want.detach().abs().max())
-        if not error <= allowed:  # also true for NaN
-            return f"{name} differs from eager by {error:.1e} of its largest entry"
-    return ""
 
 
 def matmul_precision() -> str:

@@ -71,7 +71,8 @@ class CLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
             )
-            which(self.model.rnn.backend, self.trainer.strategy.root_device)
+            rnn = self.model.rnn
+            which(rnn.backend, self.trainer.strategy.root_device, hidden_size=rnn.hidden_size)
             check_precision(self.config.trainer.precision, self.trainer.precision)
             check_packages(self.trainer)
         except RunError:

@@ -65,13 +65,13 @@ def train(folder: Path, settings: dict[str, object], *more: str) -> tuple[int, s
 def start(folder: Path, settings: dict[str, object], log: Path, **environment: object) -> BaseProcess:
     """Starts the same run in a process of its own, with --resume auto; the log gets what it prints."""
     given = [*arguments(folder, settings), "--resume", "auto"]
-    process = PROCESSES.Process(target=run_logged, args=(given, log, environment))
+    process = PROCESSES.Process(target=run_logged, args=(given, log), kwargs=environment)
     process.start()
     return process
 
 
-def run_logged(given: list[str], log: Path, environment: dict[str, object]) -> None:
-    """Runs the command line, prints into the log, and exits with the run's status."""
+def run_logged(given: list[str], log: Path, **environment: object) -> None:
+    """Runs the command line with environment variables, prints into the log, and exits with its status."""
     os.environ |= {name: str(value) for name, value in environment.items()}
     with open(log, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

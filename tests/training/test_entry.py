@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from trials import CONFIG, SCRIPT, SMALL, arguments, train
 
+from torch_rnn import ops
 from torch_rnn.training import trainer_settings
 from torch_rnn.training.entry import config_first, main
 
@@ -32,15 +33,11 @@ def test_the_order_of_arguments_does_not_matter():
     ]  # fmt: skip
 
 
-def test_settings_before_config_are_kept(tmp_path):
+def test_settings_before_config_are_kept(tmp_path, capsys):
     settings = [f"--{name}={value}" for name, value in SMALL.items()]
-    run = subprocess.run(
-        [sys.executable, SCRIPT, *settings, f"--trainer.default_root_dir={tmp_path}", "--config", CONFIG,
-         "--check"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == f"the settings are valid; the run would be in {tmp_path}\n"
+    given = [*settings, f"--trainer.default_root_dir={tmp_path}", "--config", str(CONFIG), "--check"]
+    assert main(DEFAULT, given) == 0
+    assert capsys.readouterr().out == f"the settings are valid; the run would be in {tmp_path}\n"
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
@@ -70,18 +67,13 @@ def test_a_closed_output_ends_a_run_quietly_and_it_can_be_resumed(tmp_path, caps
 
 
 @pytest.mark.bad_input
-def test_a_backend_that_does_not_run_on_the_device_is_refused_before_the_run_begins(tmp_path):
-    settings = SMALL | {"model.backend": "triton", "trainer.accelerator": "cpu"}
-    run = subprocess.run(
-        [sys.executable, SCRIPT, *arguments(tmp_path / "run", settings)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "0"},  # its interpreter runs on a CPU
-    )
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith(
-        "error: backend is 'triton'; on cpu it must be one of auto, eager"
-    )
+@pytest.mark.parametrize("backend", ["triton", "cudnn"])
+def test_a_backend_that_does_not_run_on_the_device_is_refused(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(ops, "triton_runs_on", lambda device: False)  # its interpreter runs on a CPU
+    settings = SMALL | {"model.backend": backend, "trainer.accelerator": "cpu"}
+    status, error = train(tmp_path / "run", settings)
+    assert status == 2
+    assert error.startswith(f"error: backend is '{backend}'; on cpu it must be one of auto, eager")
     assert not (tmp_path / "run").exists()
 
 

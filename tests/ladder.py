@@ -50,6 +50,13 @@ SHAPES = (
 )
 
 
+def affordable(shape: Shape, backend: str, device: str) -> Shape:
+    """Shortens the longest shape for Triton's interpreter, which takes 10 ms a step."""
+    if backend == "triton" and device == "cpu" and shape == SHAPES[-1]:
+        return shape._replace(T=40, lengths=(40, 1, 21, 39, 40))
+    return shape
+
+
 def inputs(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns x (float64 or ids), lengths and a nonzero h0. The padding of x holds invalid values."""
     g = torch.Generator().manual_seed(seed)
@@ -173,6 +180,7 @@ def rung_3(
     backend: str, shape: Shape, dtype: torch.dtype, nonlinearity: str = "tanh", device: str = "cpu"
 ) -> None:
     """Checks that a backend's error against float64 is at most twice the error of eager, plus a margin."""
+    shape = affordable(shape, backend, device)
     truth = states_and_gradients("eager", shape, torch.float64, nonlinearity, "cpu")
     eager = states_and_gradients("eager", shape, dtype, nonlinearity, device)
     got = states_and_gradients(backend, shape, dtype, nonlinearity, device)

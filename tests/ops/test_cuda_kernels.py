@@ -1,0 +1,529 @@
+"""The CUDA C++ kernels, on a GPU if there is one, and in an emulator on the CPU.
+
+The emulator also replaces the CUDA driver, so that all of the backend runs except NVRTC.
+"""
+
+import functools
+import importlib
+import importlib.util
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cuda_emulator import COMPILER, compile_for_cpu, loop_kernels, set_order, sum_kernels
+from ladder import READOUTS, SHAPES, Shape, rung_3, rung_4, states_and_gradients
+
+from torch_rnn import ops
+from torch_rnn.ops import nvrtc, recurrence
+from torch_rnn.testing import assert_parity, tolerance, twice_the_error
+
+cuda = importlib.import_module("torch_rnn.ops.cuda")
+SOURCE = cuda.SOURCE.read_text()
+KERNELS = [name for kernel in ("forward", "backward") for name in loop_kernels(kernel, (32, 64, 128))]
+KERNELS += [
+    name
+    for kernel in ("forward", "backward")
+    for f in ("RELU", "LINEAR")
+    for name in loop_kernels(kernel, (32,), f)
+]
+KERNELS += sum_kernels(("short", "int"), (32, 64, 128))
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the emulator with")
+
+LONG = Shape(5, T=27, D=6, H=40, ids=True, lengths=(27, 1, 16, 0, 8))
+"""Steps in groups and single steps; more rows than the emulator's 3 blocks; a multiple of 4."""
+UNEVEN = Shape(5, T=17, D=3, H=37, ids=False, lengths=(17, 9, 4, 0, 15))
+WIDE = Shape(5, T=18, D=9, H=128, ids=True, lengths=(18, 1, 0, 5, 17))
+EDGES = (
+    LONG,
+    UNEVEN,
+    WIDE,
+    Shape(1, T=1, D=1, H=100, ids=False),
+    Shape(4, T=16, D=6, H=128, ids=False),
+    Shape(4, T=9, D=6, H=32, ids=True, lengths=(8, 1, 0, 9)),
+    Shape(4, T=9, D=6, H=33, ids=False, lengths=(8, 1, 0, 9)),
+    Shape(3, T=10, D=4, H=65, ids=True),
+)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """The kernels and the driver on the CPU."""
+    return compile_for_cpu([(SOURCE, KERNELS)], tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(autouse=True)
+def backend(request, monkeypatch):
+    """Adds the backend "cuda"; for tests on the CPU, with the emulator."""
+    monkeypatch.setitem(ops.BACKENDS, "cuda", cuda.cuda)
+    if request.node.get_closest_marker("cuda") is None:
+        emulate(monkeypatch, request.getfixturevalue("driver"))
+
+
+def emulate(monkeypatch, driver, source: str = "0", of_source: tuple[str, ...] = ()) -> None:
+    """Runs the kernels on the CPU: those `of_source` from that source of the driver, all others from 0."""
+
+    @functools.cache
+    def kernel(_, name, threads, shared):
+        binary = source if name in of_source else "0"
+        return nvrtc.Kernel(binary.encode(), name, 0, threads, shared)
+
+    monkeypatch.setattr(cuda, "_kernel", kernel)
+    monkeypatch.setattr(cuda, "why_not", lambda device: "")
+    monkeypatch.setattr(nvrtc, "driver", lambda: driver)
+    monkeypatch.setattr(nvrtc, "_context", functools.cache(nvrtc._context.__wrapped__))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    set_order(driver, 0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [*SHAPES, *EDGES], ids=str)
+def test_the_kernels_agree_with_eager(shape, device):
+    rung_3("cuda", shape, torch.float32, device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("nonlinearity", ["relu", "linear"])
+@pytest.mark.parametrize("shape", SHAPES[3:6], ids=str)
+def test_the_kernels_have_every_nonlinearity(shape, nonlinearity, device):
+    rung_3("cuda", shape._replace(H=min(shape.H, 32)), torch.float32, nonlinearity, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_ten_training_steps(readout, device):
+    rung_4("cuda", readout, 3, torch.float32, device)
+
+
+@pytest.mark.parametrize("shape", [LONG, UNEVEN, WIDE], ids=str)
+def test_the_order_of_threads_changes_no_bit(driver, shape):
+    results = []
+    for order in (0, 1, 2, 3):
+        set_order(driver, order)
+        results.append(states_and_gradients("cuda", shape, torch.float32, "tanh", "cpu"))
+    assert all(torch.equal(result[name], results[0][name]) for result in results for name in result)
+
+
+def test_the_number_of_blocks_changes_no_states(monkeypatch):
+    first = states_and_gradients("cuda", LONG, torch.float32, "tanh", "cpu")
+    monkeypatch.setattr(cuda, "min", lambda B, resident: 1, raising=False)
+    second = states_and_gradients("cuda", LONG, torch.float32, "tanh", "cpu")
+    for name in ("h", "hT", "dh0"):
+        assert torch.equal(first[name], second[name])
+    rung_3("cuda", LONG, torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_neither_the_rest_of_the_batch_nor_padding_changes_a_bit(device):
+    ids, lengths = torch.randint(9, (11, 20), device=device), torch.randint(21, (11,), device=device)
+    weights = [torch.randn(s, device=device) / 3 for s in ((40, 9), (40,), (40, 40))]
+    whole = recurrence(ids, *weights, None, lengths, backend="cuda")
+    for rows in (slice(0, 5), slice(5, None), slice(3, 4)):
+        assert torch.equal(recurrence(ids[rows], *weights, None, lengths[rows], backend="cuda"), whole[rows])
+    longer = recurrence(torch.nn.functional.pad(ids, (0, 11)), *weights, None, lengths, backend="cuda")
+    assert torch.equal(longer[:, :20], whole)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tanh_is_accurate_and_never_exceeds_1(device):
+    a = torch.cat([torch.linspace(-25, 25, 5001), torch.logspace(-30, 0, 117), torch.tensor([0.0, 1e30])])
+    a = a.to(device).view(-1, 1, 128)
+    H = a.shape[2]
+    h = recurrence(a, torch.eye(H).to(a), a.new_zeros(H), a.new_zeros(H, H), backend="cuda")
+    want = a.double().tanh()
+    assert ((h.double() - want).abs() / want.abs().clamp(min=1e-300)).max() < 4 * torch.finfo(h.dtype).eps
+    assert h.abs().max() <= 1
+    assert not h[a == 0].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_invalid_ids_and_lengths_are_clamped(device):
+    """Their values are not checked on a GPU."""
+    columns, bh, Whh, h0 = (torch.randn(s, device=device) for s in ((9, 5), (5,), (5, 5), (3, 5)))
+    ids = torch.tensor([[0, -7, 3, 99], [8, 9, 10**12, -(10**12)], [5, 2**32 + 3, 5, 5]], device=device)
+    lengths = torch.tensor([99, 4, -4], device=device)
+    results = []
+    for i, n in ((ids, lengths), (ids.clamp(0, 8), lengths.clamp(0, 4))):
+        hs, hT = torch.ops.torch_rnn.cuda_forward(None, i, columns, bh, Whh, h0, n, "tanh")
+        das, dWhh, dh0 = torch.ops.torch_rnn.cuda_backward(hs, hT, hs, Whh, h0, n, "tanh")
+        results.append([hs, hT, das, dWhh, dh0, torch.ops.torch_rnn.cuda_sum_by_id(das, i, n, 9)])
+    assert all(torch.equal(actual, expected) for actual, expected in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "linear"])
+def test_nan_and_infinity_stay(nonlinearity, device):
+    x, W = torch.randint(9, (2, 3), device=device), torch.randn(5, 9, device=device)
+    W[0] = torch.nan
+    weights = (W, W[:, 1], torch.ones(5, 5, device=device))
+    h = recurrence(x, *weights, nonlinearity=nonlinearity, backend="cuda")
+    assert torch.equal(h.isnan(), recurrence(x, *weights, nonlinearity=nonlinearity, backend="eager").isnan())
+    assert h[:, 0, 0].isnan().all()
+    W[0] = torch.inf
+    h = recurrence(x, W, W[:, 1], weights[2], nonlinearity=nonlinearity, backend="cuda")
+    assert torch.equal(
+        h, recurrence(x, W, W[:, 1], weights[2], nonlinearity=nonlinearity, backend="eager")
+    ) or (nonlinearity == "tanh")
+    assert not h.isnan().any()  # the padding from 5 to 32 does not multiply infinity by 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_non_contiguous_tensors(device):
+    x, W = torch.randint(9, (7, 3), device=device).t(), torch.randn(5, 9, device=device)
+    Whh = torch.randn(5, 10, device=device)
+    want = recurrence(x.contiguous(), W, Whh[:, 1].contiguous(), Whh[:, ::2].contiguous(), backend="cuda")
+    Whh.requires_grad_()
+    h = recurrence(x, W, Whh[:, 1], Whh[:, ::2], backend="cuda")
+    assert torch.equal(h, want)
+    dh = torch.randn(3, 7, 5, device=device)
+    twice = torch.stack([dh, dh], dim=-1)
+    results = [
+        torch.autograd.grad(h, Whh, upstream, retain_graph=True)[0]
+        for upstream in (dh, dh.transpose(0, 1).contiguous().transpose(0, 1), twice[..., 1])
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    (same,) = torch.autograd.grad(h.sum(), Whh, retain_graph=True)
+    assert torch.equal(same, torch.autograd.grad(h, Whh, torch.ones_like(h))[0])
+
+
+def assert_sums_by_id_are_right(device: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    for T, D, H, share in (
+        (60, 40_000, 3, 0.0),
+        (130, 7, 33, 0.0),
+        (130, 7, 5, 0.8),
+        (130, 3, 8, 1.0),
+        (16, 9, 4, 0.3),
+    ):
+        ids = torch.randint(D, (4, T), generator=g)
+        ids[torch.rand(4, T, generator=g) < share] = 2
+        lengths = torch.tensor([T, T // 2, 0, T - 1])
+        das = torch.randn(T, 4, H, generator=g)
+        das[torch.arange(T)[:, None] >= lengths] = torch.nan
+        want = torch.zeros(D + 1, H, dtype=torch.float64)
+        kept = ids.masked_fill(torch.arange(T) >= lengths[:, None], D)
+        want.index_add_(0, kept.t().flatten(), das.flatten(0, 1).nan_to_num().double())
+        got = cuda._sum_by_id(das.to(device), ids.to(device), lengths.to(device), D)
+        assert_parity("dWxh", got, want[:D], torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_by_id_with_rare_and_frequent_ids(device):
+    assert_sums_by_id_are_right(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5]], ids=str)
+def test_second_derivatives(shape, device):
+    results = []
+    for name, dtype in (("eager", torch.float64), ("cuda", torch.float32)):
+        g = torch.Generator().manual_seed(0)
+        sizes = ((shape.H, shape.D), (shape.H,), (shape.H, shape.H), (shape.B, shape.H))
+        tensors = [torch.randn(size, generator=g) / size[-1] ** 0.5 for size in sizes]
+        tensors = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+        x = torch.randint(shape.D, (shape.B, shape.T), generator=g).to(device)
+        if not shape.ids:
+            x = torch.randn(shape.B, shape.T, shape.D, generator=g).to(device, dtype)
+        lengths = None if shape.lengths is None else torch.tensor(shape.lengths, device=device)
+        h, hT = recurrence(x, *tensors, lengths, backend=name, final=True)
+        first = torch.autograd.grad(h.square().sum() + hT.sum(), tensors, create_graph=True)
+        results.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors))
+    for name, want, got in zip(("Wxh", "bh", "Whh", "h0"), *results, strict=True):
+        assert_parity(name, got, want, torch.float32, tolerance(torch.float32, shape.T, passes=4))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_empty_batch_and_no_steps(device):
+    Wxh, bh, Whh = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 2), (4,), (4, 4)))
+    for B, T in ((0, 5), (3, 0), (0, 0)):
+        for x in (torch.randn(B, T, 2, device=device), torch.zeros(B, T, dtype=torch.long, device=device)):
+            h, hT = recurrence(x, Wxh, bh, Whh, None, final=True, backend="cuda")
+            assert h.shape == (B, T, 4)
+            assert not any(dW.any() for dW in torch.autograd.grad(h.sum() + hT.sum(), (Wxh, bh, Whh)))
+
+
+def test_only_what_needs_a_gradient_gets_one(monkeypatch):
+    monkeypatch.setattr(cuda, "_sum_by_id", None)  # not called if Wxh needs no gradient
+    Wxh, bh, Whh, h0 = torch.randn(4, 2), torch.randn(4), torch.randn(4, 4), torch.randn(3, 4)
+    ids = torch.randint(2, (3, 5))
+    assert not recurrence(ids, Wxh, bh, Whh, h0, backend="cuda").requires_grad
+    for wanted in (bh, Whh, h0):
+        wanted.requires_grad_()
+        recurrence(ids, Wxh, bh, Whh, h0, backend="cuda").sum().backward()
+        assert [tensor.grad is not None for tensor in (Wxh, bh, Whh, h0)] == [
+            tensor is wanted for tensor in (Wxh, bh, Whh, h0)
+        ]
+        wanted.requires_grad_(False).grad = None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    weights = [torch.randn(*s, device=device, requires_grad=True) for s in ((9, 5), (5,), (5, 5), (3, 5))]
+    ids, lengths = torch.randint(9, (3, 7), device=device), torch.tensor([7, 0, 3], device=device)
+    columns, bh, Whh, h0 = weights
+    xw = torch.randn(7, 3, 5, device=device, requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for given in (
+        (None, ids, columns, bh, Whh, h0, lengths, "tanh"),
+        (xw, None, None, None, Whh, h0, None, "relu"),
+    ):
+        torch.library.opcheck(torch.ops.torch_rnn.cuda_forward, given, test_utils=tests)
+        tests = tests[:3]  # the last one takes seconds
+    detached = [xw.detach(), None, xw.detach(), Whh.detach(), h0.detach(), lengths, "tanh"]
+    torch.library.opcheck(torch.ops.torch_rnn.cuda_backward, detached)
+    torch.library.opcheck(torch.ops.torch_rnn.cuda_sum_by_id, (xw.detach(), ids, lengths, 9))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_code_computes_the_same_bits(device):
+    weights = [torch.randn(s, device=device, requires_grad=True) for s in ((5, 9), (5,), (5, 5))]
+    ids = torch.randint(9, (3, 7), device=device)
+
+    def run(*weights):
+        return recurrence(ids, *weights, backend="cuda")
+
+    torch._dynamo.reset()
+    results = []
+    for function in (run, torch.compile(run, backend="aot_eager", fullgraph=True)):
+        h = function(*weights)
+        results.append([h, *torch.autograd.grad(h.square().sum(), weights)])
+    assert all(torch.equal(actual, expected) for actual, expected in zip(*results, strict=True))
+
+
+def test_other_dtypes_and_larger_sizes_are_refused():
+    for H, dtype in ((129, torch.float32), (4, torch.float64)):
+        weights = [torch.zeros(s, dtype=dtype) for s in ((H, 2), (H,), (H, H))]
+        with pytest.raises(ValueError, match="backend 'cuda' allows float32 and H up to 128"):
+            recurrence(torch.zeros(1, 1, 2, dtype=dtype), *weights, backend="cuda")
+    with pytest.raises(ValueError, match="x has ids; Wxh has no columns"):
+        cuda._forward(None, torch.zeros(2, 3), torch.zeros(0, 4), None, None, torch.zeros(2, 4), None, "tanh")
+
+
+def test_a_kernel_is_not_loaded_during_a_capture(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(nvrtc, "capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="the kernel forward<32, TANH, true> cannot be loaded while"):
+        nvrtc.load(SOURCE, "forward<32, TANH, true>", 0, 32, 256)
+
+
+def test_why_the_kernels_do_not_run(monkeypatch):
+    monkeypatch.undo()
+    assert "cpu is not a CUDA GPU" in cuda.why_not(torch.device("cpu"))
+    assert not cuda.runs_on("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    reason = cuda.why_not.__wrapped__
+    capability, gpu = (6, 1), torch.device("cuda")
+    assert reason(gpu) == "cuda has compute capability (6, 1); it must be at least (7, 0)"
+    capability = (7, 0)
+    monkeypatch.setattr(nvrtc, "nvrtc", lambda: None)
+    assert "NVRTC was not found" in reason(gpu)
+    monkeypatch.setattr(nvrtc, "nvrtc", lambda: True)
+    monkeypatch.setattr(nvrtc, "driver", lambda: None)
+    assert "the CUDA driver" in reason(gpu)
+    monkeypatch.setattr(nvrtc, "driver", lambda: True)
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 90))
+    assert "no longer supports" in reason(gpu)
+    capability = (8, 9)
+    assert reason(gpu) == ""
+    assert nvrtc.architecture((8, 9)) == "compute_80"
+    assert nvrtc.architecture((9, 0)) == "sm_90"
+
+
+def test_nvrtc_is_found_in_the_wheels_of_nvidia(monkeypatch, tmp_path):
+    for name in (
+        "cu13/lib/libnvrtc.so.13",
+        "cuda_nvrtc/lib/libnvrtc.so.12",
+        "cuda_nvrtc/lib/libnvrtc.alt.so.12",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).with_name("libnvrtc-builtins.so.12.9").touch()
+    wheels = SimpleNamespace(submodule_search_locations=[tmp_path])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: wheels)
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    found = [
+        Path(path).relative_to(tmp_path) for path in nvrtc._libraries() if path.startswith(str(tmp_path))
+    ]
+    assert list(map(str, found)) == ["cuda_nvrtc/lib/libnvrtc.so.12", "cu13/lib/libnvrtc.so.13"]
+    monkeypatch.undo()
+    monkeypatch.setattr(nvrtc, "_libraries", lambda: [str(tmp_path / "cu13/lib/libnvrtc.so.13"), "no.so"])
+    assert nvrtc.nvrtc.__wrapped__() is None
+
+
+def test_autocast_changes_no_bit():
+    first = states_and_gradients("cuda", LONG, torch.float32, "tanh", "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        second = states_and_gradients("cuda", LONG, torch.float32, "tanh", "cpu")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_error_of_the_driver_has_its_name(driver):
+    with pytest.raises(RuntimeError, match=r"cuModuleGetFunction failed with EMULATED_ERROR \(500\)"):
+        nvrtc.Kernel(b"0", "backward<16>", 0, 32, 0)
+
+
+def assembly(name: str, architecture: str, folder: Path) -> tuple[str, list[str]]:
+    """Compiles a kernel with NVRTC. Returns what cuobjdump says about its memory, and its instructions.
+
+    The tools are those in Triton's wheel. They do not know sm_70, which has no instructions here.
+    """
+    tools = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin"
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(nvrtc.build(SOURCE, name, architecture)[0])
+    usage = subprocess.run([tools / "cuobjdump", "-res-usage", binary], capture_output=True, text=True)
+    text = subprocess.run([tools / "nvdisasm", "-c", binary], capture_output=True, text=True).stdout
+    return usage.stdout + usage.stderr, re.findall(
+        r"^\s*(?:/\*\w+\*/\s+(.*?) ?;|(\.L_\w+):)", text, re.MULTILINE
+    )
+
+
+def unrolled_loop(lines: list[tuple[str, str]]) -> Counter:
+    """Counts the instructions of the innermost loop with the most FFMA."""
+    labels, loops = {label: i for i, (_, label) in enumerate(lines) if label}, []
+    for end, (instruction, _) in enumerate(lines):
+        target = re.search(r"\bBRA\b.*(\.L_\w+)", instruction)
+        if target and labels[target[1]] < end:
+            loops.append((labels[target[1]], end))
+    inner = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
+    codes = [re.sub(r"^@!?U?P\w+ ", "", instruction).split(" ")[0].split(".")[0] for instruction, _ in lines]
+    return max((Counter(codes[a:b]) for a, b in inner), key=lambda counts: counts["FFMA"])
+
+
+@pytest.mark.skipif(nvrtc.nvrtc() is None, reason="NVRTC is not installed (nvidia-cuda-nvrtc)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton, which has the tools, is missing"
+)
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
+def test_the_compiler_keeps_everything_in_registers(tmp_path, architecture):
+    """No spills; in the loop of steps, only the FFMA of the product and of tanh, and at most one barrier."""
+    if int(architecture[3:]) not in nvrtc.architectures():
+        pytest.skip(f"this version of NVRTC does not compile for {architecture}")
+    names = ["forward<128, TANH, true>", "backward<64, TANH, true>", "backward<128, TANH, false>"]
+    if architecture == "sm_90":
+        names = [name for name in KERNELS if "TANH, true" in name]
+    for name in names:
+        usage, lines = assembly(name, architecture, tmp_path)
+        assert "STACK:0 " in usage, f"{name} spills registers: {usage}"
+        assert "LOCAL:0 " in usage
+        if not lines:
+            continue
+        forward, P, with_more = name[0] == "f", int(re.search(r"\d+", name)[0]), "true" in name
+        outputs, parts = {32: (1, 1), 64: (2, 4), 128: (2, 2) if forward else (4, 8)}[P]
+        product = outputs * P // parts * (1 if forward else 2)  # with dWhh in the backward pass
+        counts = {code: n / 8 for code, n in unrolled_loop(lines).items()}
+        assert product < counts["FFMA"] <= product + (10 if forward else 1)
+        # An id may be loaded in two halves. With Whh, there would be at least 16 more.
+        assert counts["LDG"] <= 1 + with_more * (2 if forward else 1), "the loop loads more than the inputs"
+        assert counts["LDS"] == P / parts / 4, "the loop may read only the state from shared memory"
+        assert counts.get("BAR", 0) == (P > 32)
+        assert not counts.keys() & {"LDL", "STL"}
+        assert counts.get("CALL", 0) < 1, "tanh may not be a call; the end of the loop can be one"
+
+
+LOADS = "output < H && input < H ? __ldg(W + (BACKWARD ? input * H + output : output * H + input)) : 0"
+FORWARD_FAULTS = [
+    (LOADS, LOADS.replace("BACKWARD ?", "!BACKWARD ?")),
+    ("w[r][c + 1] = four.y", "w[r][c + 1] = four.z"),
+    ("float h = share.owner ? call.h0[b * call.H + j] : 0;", "float h = 0;"),
+    ("for (; t < call.T; t++, hs += step)", "for (; t + 1 < call.T; t++, hs += step)"),
+    ("return call.lengths ? clamp(call.lengths[b], call.T + 1) : call.T;", "return call.T;"),
+    ("      share.sync();\n      if (share.owner) *hs = h;", "      if (share.owner) *hs = h;"),
+    ("      share.sync();\n      if (share.owner) *hs = h;", "      if (share.owner) *hs = h, share.sync();"),
+    ("shared + i % 2 * P, shared + (i + 1) % 2 * P", "shared, shared"),
+    (
+        "sum[r] = kept + __shfl_xor_sync(~0u, sent, d * GROUP)",
+        "sum[r] = kept + __shfl_xor_sync(~0u, sent, d)",
+    ),
+    ("for (int d = R; d < S; d *= 2)", "for (int d = R; d < S / 2; d *= 2)"),
+    ("mine = first + part % R;", "mine = first + (part + 1) % R;"),
+    ("*x_next = xw + AHEAD * step", "*x_next = xw + (AHEAD - 1) * step"),
+    ("*ids_next = ids + 2 * AHEAD", "*ids_next = ids + AHEAD"),
+    ("load_id(true, ids + t), xw + t * step", "load_id(true, ids), xw"),
+    ("product(w, v, x_t + bias, share)", "product(w, v, x_t, share)"),
+]
+BACKWARD_FAULTS = [
+    (LOADS, LOADS.replace("BACKWARD ?", "!BACKWARD ?")),
+    ("fmaf(-h, h, 1.0f)", "1 - h"),
+    ("i < AHEAD - 1 ? h[i + 1] : t > i ? h[0] : h_first", "h[(i + 1) % AHEAD]"),
+    ("t > 0 ? state(t - 1) : h_first", "state(t - 1)"),
+    ("const float h_first = share.owner ? call.h0[b * call.H + k] : 0;", "const float h_first = 0;"),
+    ("call.dh0[b * call.H + k] = dh;", "call.dh0[b * call.H + k] = 0;"),
+    ("if (share.owner) das[t * step] = 0;", ""),
+    ("      dh += upstream(t);\n", ""),
+    ("float dh = call.dhT && share.owner ? call.dhT[b * call.H + k] : 0, dbh = 0;", "float dh = 0, dbh = 0;"),
+    ("(dh + up_t)", "dh"),
+    ("if (share.owner) vector[k] = da;\n      share.sync();", "if (share.owner) vector[k] = da;"),
+    ("share.sync(); /* before the next sequence writes to `shared` */", ""),
+    (
+        "__shfl_sync(~0u, h_before, share.group + r * Share<P, true>::GROUP)",
+        "__shfl_sync(~0u, h_before, share.group)",
+    ),
+    ("if (b < gridDim.x) *sum = value;", "if (true) *sum = value;"),
+    ("if (b < gridDim.x) *sum = value;", "if (false) *sum = value;"),
+    ("dbh += da;", "dbh = da;"),
+]
+SUM_FAULTS = [
+    ("t < length(call, b) ? clamp(call.ids", "true ? clamp(call.ids"),
+    ("bool began_before = begin > 0 && keys[begin - 1] == key;", "bool began_before = false;"),
+    ("store(end < N && keys[end] == key);", "store(false);"),
+    ("sum = 0, began_before = false;", "sum = 0;"),
+    ("for (int g = 0; g < groups; g++)", "for (int g = 0; g < 1; g++)"),
+    ("long long block = blockIdx.x + 1 + group", "long long block = blockIdx.x + group"),
+    ("shared[threadIdx.x] = sum;\n  __syncthreads();", "shared[threadIdx.x] = sum;"),
+]
+FAULTS = [
+    (right, wrong, tuple(kernels))
+    for faults, kernels in (
+        (FORWARD_FAULTS, loop_kernels("forward", (64,))),
+        (BACKWARD_FAULTS, loop_kernels("backward", (64,))),
+        (SUM_FAULTS, sum_kernels(("short",), (32, 64))),
+    )
+    for right, wrong in faults
+]
+
+
+def assert_all_is_right(expected: dict[Shape, tuple[dict, dict]]) -> None:
+    """Does what rung_3 does, with results of eager in float64 and float32 that were computed before."""
+    assert_sums_by_id_are_right("cpu")
+    for shape, (truth, eager) in expected.items():
+        got = states_and_gradients("cuda", shape, torch.float32, "tanh", "cpu")
+        for name, want in truth.items():
+            assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name], want))
+
+
+def is_caught(expected: dict[Shape, tuple[dict, dict]]) -> bool:
+    try:
+        assert_all_is_right(expected)
+    except (AssertionError, RuntimeError):  # the emulator's driver fails if threads wait at different lines
+        return True
+    return False
+
+
+def test_each_seeded_fault_is_caught(monkeypatch, tmp_path):
+    """Each fault is one wrong line in a copy of the kernels. One run of the compiler builds all copies."""
+    kernels = {*loop_kernels("forward", (64,)), *loop_kernels("backward", (64,))}
+    sources = [(SOURCE, [*kernels, *sum_kernels(("short", "int"), (32, 64))])]
+    for right, wrong, kernels in FAULTS:
+        assert SOURCE.count(right) == 1, f"{right!r} occurs {SOURCE.count(right)} times in {cuda.SOURCE.name}"
+        sources.append((SOURCE.replace(right, wrong), kernels))
+    driver = compile_for_cpu(sources, tmp_path, speed="-O0")
+    dtypes = torch.float64, torch.float32
+    expected = {
+        shape: tuple(states_and_gradients("eager", shape, dtype, "tanh", "cpu") for dtype in dtypes)
+        for shape in (UNEVEN, LONG)
+    }
+    emulate(monkeypatch, driver)
+    assert_all_is_right(expected)
+    missed = []
+    for i, (right, wrong, kernels) in enumerate(FAULTS):
+        emulate(monkeypatch, driver, str(i + 1), kernels)
+        if not is_caught(expected):
+            missed.append((right, wrong))
+    assert not missed

@@ -48,9 +48,10 @@ ROOT = Path(__file__).parents[1]
 PACKED = f"{PEER}, packed"
 
 
-def backends(device: str) -> list[str]:
+def backends(device: str, H: int) -> list[str]:
     """Returns the backends to time; Triton on the CPU is only an interpreter for tests."""
-    return [name for name in available(device) if device == "cuda" or name not in ("eager", "triton")]
+    names = available(device, torch.float32, H)
+    return [name for name in names if device == "cuda" or name not in ("eager", "triton")]
 
 
 def is_right(backend: str, B: int, H: int, device: str) -> bool:
@@ -79,7 +80,7 @@ def candidates(
     B: int, H: int, T: int, device: str, lengths: torch.Tensor | None = None
 ) -> dict[str, Candidate]:
     ids = torch.randint(V, (B, T), device=device)
-    by_name = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device)}
+    by_name = {backend: ours(backend, ids, V, H, lengths) for backend in backends(device, H)}
     by_name[PEER] = torch_rnn_module(ids, V, H, None)
     if lengths is not None:
         by_name[PACKED] = torch_rnn_module(ids, V, H, lengths)
@@ -188,7 +189,7 @@ def memory(B: int, H: int, device: str) -> dict[str, int]:
     sizes = {}
     if device == "cpu" and sys.platform != "linux":
         return sizes
-    for name in [*backends(device), PEER]:
+    for name in [*backends(device, H), PEER]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             sizes[name] = process.submit(peak_memory, name, B, H, device).result()
     return sizes
@@ -256,7 +257,7 @@ def main() -> int:
     shapes, device = GRIDS[args.device][args.grid], args.device
     with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
         for B, H in shapes:
-            if wrong := [backend for backend in backends(device) if not is_right(backend, B, H, device)]:
+            if wrong := [backend for backend in backends(device, H) if not is_right(backend, B, H, device)]:
                 print(
                     f"error: {', '.join(wrong)} differs from eager at B = {B}, H = {H}; not timed",
                     file=sys.stderr,

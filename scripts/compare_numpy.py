@@ -94,10 +94,11 @@ def compare(batch: Batch, device: str, dtype: str, steps: int) -> tuple[dict[str
     reference = NumpyRNN(V, H, 1)
     want = baseline.reference_pass(reference, batch)
     runs, rows = {"NumPy": baseline.reference_training(reference, batch, steps, CLIP)}, {}
-    for backend in available(device):
+    dtype = getattr(torch, dtype)
+    for backend in available(device, dtype, H):
         if backend == "triton" and device == "cpu":
             continue  # Triton's interpreter is only for tests
-        rnn = RNN.from_numpy(reference, backend=backend, device=device, dtype=getattr(torch, dtype))
+        rnn = RNN.from_numpy(reference, backend=backend, device=device, dtype=dtype)
         rows[backend] = baseline.compare_pass(want, rnn, batch)
         runs[backend] = baseline.rnn_training(rnn, batch, steps, CLIP)
     turns = -(-steps // (1 + CALLS_A_TURN))  # so that each run makes at least `steps` steps

@@ -282,8 +282,8 @@ def ladder_trial(device: str = "cuda", shapes: int | None = None) -> tuple[Figur
             assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name].float(), want))
 
     figures, problems = {}, []
-    for backend in available(device):
-        for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64):
+        for backend in available(device, dtype):
             for shape in ladder.SHAPES[:shapes]:
                 rungs = {"rung 2": (ladder.rung_2, (backend, shape, "every", 3, dtype, device))}
                 if backend != "eager":

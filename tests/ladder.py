@@ -85,10 +85,10 @@ def rows(x: Tensor, lengths: Tensor | None, y: Tensor, readout: str) -> tuple[li
     ]
 
 
-def skip_unless_it_runs(backend: str, device: str) -> None:
-    """Skips the test if the backend does not run on the device here."""
-    if backend not in available(device):
-        pytest.skip(f"{backend} does not run on {device} here")
+def skip_unless_it_runs(backend: str, device: str, dtype: torch.dtype = torch.float64) -> None:
+    """Skips the test if the backend does not run on the device here with this dtype."""
+    if backend not in available(device, dtype):
+        pytest.skip(f"{backend} does not run on {device} with {dtype} here")
 
 
 def rung_1(reference: type[NumpyRNN], shape: Shape, readout: str, C: int) -> None:

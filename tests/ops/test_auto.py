@@ -23,8 +23,12 @@ def test_the_table_for_gpus():
     capabilities = [(5, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
     sizes, kinds = (1, 32, 128, 129, 256, 257, 384, 385, 4096), ("float32", "float64", "bf16")
     for capability, H, kind in itertools.product(capabilities, sizes, kinds):
-        triton = capability >= (8, 0) and H <= (256 if kind == "bf16" else 128)
-        assert auto.candidates(capability, H, kind) == [*(["triton"] if triton else []), "cudnn"]
+        runs = {
+            "cuda": capability >= (7, 0) and H <= 128 and kind == "float32",
+            "triton": capability >= (8, 0) and H <= (256 if kind == "bf16" else 128),
+            "cudnn": True,
+        }
+        assert auto.candidates(capability, H, kind) == [name for name in runs if runs[name]]
 
 
 def test_a_backend_that_agrees_is_used_and_compared_once(made, monkeypatch):
@@ -81,12 +85,15 @@ def test_the_comparison_ignores_the_default_device_and_the_default_dtype(made):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", ["triton", "cudnn"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_on_a_gpu_auto_takes_the_first_candidate_that_runs(made, monkeypatch, name, dtype):
+@pytest.mark.parametrize("works", ["cuda", "triton", "cudnn"])
+def test_on_a_gpu_auto_takes_the_first_candidate_that_agrees(monkeypatch, works):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(auto, "agrees_with_eager", lambda candidate, *args: candidate == name)
-    for backend in ("triton", "cudnn"):
-        monkeypatch.setitem(auto.ON_GPU, backend, (bptt, lambda device: True))
-    assert auto.fastest(torch.device("cuda"), dtype, 32) == name
-    assert auto.fastest(torch.device("cuda"), dtype, 300) == ("cudnn" if name == "cudnn" else "bptt")
+    monkeypatch.setattr(auto, "agrees_with_eager", lambda name, *args: name == works)
+    for name in ("cuda", "triton", "cudnn"):
+        monkeypatch.setitem(auto.ON_GPU, name, (bptt, lambda device: True))
+    gpu = torch.device("cuda")
+    assert auto.fastest(gpu, torch.float32, 32) == works
+    assert auto.fastest(gpu, torch.float64, 32) == ("bptt" if works == "cuda" else works)
+    assert auto.fastest(gpu, torch.float32, 300) == ("cudnn" if works == "cudnn" else "bptt")
+    monkeypatch.setitem(auto.ON_GPU, works, (bptt, lambda device: False))
+    assert auto.fastest(gpu, torch.float32, 32) == "bptt"

@@ -35,7 +35,7 @@ def test_eager_agrees_with_the_reference(shape, readout, C, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_backend_agrees_with_eager(backend, shape, dtype, nonlinearity, device):
-    skip_unless_it_runs(backend, device)
+    skip_unless_it_runs(backend, device, dtype)
     fused = FUSED_NONLINEARITIES.get(backend, NONLINEARITIES)
     if nonlinearity not in {"tanh", "relu", "linear", *fused}:  # those three every backend must have
         pytest.skip(f"{backend} has no kernel for {nonlinearity}")
@@ -233,7 +233,7 @@ def test_takes_ids_and_lengths_of_any_integer_type(dtype):
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_on_cuda_the_host_never_waits(backend):
-    skip_unless_it_runs(backend, "cuda")
+    skip_unless_it_runs(backend, "cuda", torch.float32)
     lengths = torch.tensor((1, 9, 0, 5), device="cuda")
     x, weights = (
         torch.randint(6, (4, 9), device="cuda"),

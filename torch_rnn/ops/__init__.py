@@ -17,6 +17,11 @@ from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
 from torch_rnn.ops.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.ops.cpu import NONLINEARITIES as CPU_NONLINEARITIES
+from torch_rnn.ops.cuda_backend import MAX_H as CUDA_MAX_H
+from torch_rnn.ops.cuda_backend import NONLINEARITIES as CUDA_NONLINEARITIES
+from torch_rnn.ops.cuda_backend import check_size as check_size_for_cuda
+from torch_rnn.ops.cuda_backend import cuda_backend
+from torch_rnn.ops.cuda_backend import runs_on as cuda_runs_on
 from torch_rnn.ops.cudnn import NONLINEARITIES as CUDNN_NONLINEARITIES
 from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
@@ -29,9 +34,17 @@ from torch_rnn.ops.triton_backend import triton_backend
 
 log = logging.getLogger(__name__)
 _LOGGED: set[str] = set()
-BACKENDS = {"eager": eager, "bptt": bptt, "cpu": cpu, "triton": triton_backend, "cudnn": cudnn}
+BACKENDS = {
+    "eager": eager,
+    "bptt": bptt,
+    "cpu": cpu,
+    "cuda": cuda_backend,
+    "triton": triton_backend,
+    "cudnn": cudnn,
+}
 FUSED_NONLINEARITIES = {
     "cpu": CPU_NONLINEARITIES,
+    "cuda": CUDA_NONLINEARITIES,
     "triton": TRITON_NONLINEARITIES,
     "cudnn": CUDNN_NONLINEARITIES,
 }
@@ -101,7 +114,7 @@ def which(
 
     On CUDA, "auto" depends on the dtype and the hidden size.
 
-    Raises ValueError for a backend that does not exist or does not run on the device.
+    Raises ValueError for a backend that does not exist, does not run on the device, or lacks the size.
     """
     device = torch.device(device)
     check_backend(backend)
@@ -113,6 +126,8 @@ def which(
         raise ValueError(
             f"backend is {backend!r}{reason}; on {device} it must be one of auto, {', '.join(allowed)}"
         )
+    if backend == "cuda":
+        check_size_for_cuda(dtype, hidden_size)
     return backend
 
 
@@ -126,11 +141,14 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend is {backend!r}; it must be one of auto, {', '.join(BACKENDS)}")
 
 
-def available(device: torch.device | str) -> list[str]:
-    """Returns the names of the backends that run on a device."""
+def available(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, hidden_size: int = 1
+) -> list[str]:
+    """Returns the names of the backends that run on a device, for a dtype and a hidden size."""
     on_cpu = torch.device(device).type == "cpu"
     runs = {
         "cpu": on_cpu and library() is not None,
+        "cuda": cuda_runs_on(device) and dtype is torch.float32 and hidden_size <= CUDA_MAX_H,
         "triton": triton_runs_on(device),
         "cudnn": cudnn_runs_on(device),
     }

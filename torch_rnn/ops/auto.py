@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from torch_rnn.ops.cpu import library
+from torch_rnn.ops.cuda_backend import MAX_H, MIN_CAPABILITY, cuda_backend
+from torch_rnn.ops.cuda_backend import runs_on as cuda_runs_on
 from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
@@ -21,11 +23,15 @@ from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
 
 log = logging.getLogger(__name__)
 ON_GPU: dict[str, tuple[Callable, Callable[[torch.device], bool]]] = {
+    "cuda": (cuda_backend, cuda_runs_on),
     "triton": (triton_backend, triton_runs_on),
     "cudnn": (cudnn, cudnn_runs_on),
 }
 """Backend on GPUs: its function, and whether it runs on a device."""
-FUSED = (("triton", (8, 0), {"float32": 128, "float64": 128, "bf16": 256}),)
+FUSED = (
+    ("cuda", MIN_CAPABILITY, {"float32": MAX_H}),
+    ("triton", (8, 0), {"float32": 128, "float64": 128, "bf16": 256}),
+)
 """Name, lowest compute capability, and largest H by precision. "bf16" is float32 with rounded products."""
 _AGREES: dict[tuple, bool] = {}
 

@@ -1,4 +1,4 @@
-/* The kernels of cuda.py: h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh).
+/* The kernels of cuda_backend.py: h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh).
  *
  * A block computes all steps of a sequence, then those of the next one, and keeps Whh in registers. Time comes first:
  * h is (T, B, H). P is H rounded up to 32, 64 or 128; the padding of Whh and of vectors is zero. Memory is slower than
@@ -9,7 +9,7 @@ enum { TANH, RELU, LINEAR };
 constexpr int AHEAD = 8; /* even, because steps alternate between two buffers */
 constexpr int RUN = 64;  /* rows that one thread adds up in sum_runs */
 
-struct Call { /* FIELDS in cuda.py */
+struct Call { /* FIELDS in cuda_backend.py */
   long long B, T, H, D;
   const float *xw, *columns, *bh, *Whh, *h0;
   const long long *ids, *lengths;

@@ -132,7 +132,7 @@ def load(source: str, name: str, device: int, threads: int, shared: int) -> Kern
     if capturing(torch.device("cuda", device)):
         raise RuntimeError(
             f"the kernel {name} cannot be loaded while a CUDA graph is captured; "
-            "run the same code once before, or call torch_rnn.ops.cuda.warm"
+            "run the same code once before, or call torch_rnn.ops.cuda_backend.warm"
         )
     log.info("compiling %s for cuda:%d", name, device)
     binary, mangled = build(source, name, architecture(torch.cuda.get_device_capability(device)))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -72,7 +73,8 @@ class CLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
             )
             rnn = self.model.rnn
-            which(rnn.backend, self.trainer.strategy.root_device, hidden_size=rnn.hidden_size)
+            dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
+            which(rnn.backend, self.trainer.strategy.root_device, dtype, rnn.hidden_size)
             check_precision(self.config.trainer.precision, self.trainer.precision)
             check_packages(self.trainer)
         except RunError:

@@ -17,11 +17,10 @@ import torch
 from cuda_emulator import COMPILER, compile_for_cpu, loop_kernels, set_order, sum_kernels
 from ladder import READOUTS, SHAPES, Shape, rung_3, rung_4, states_and_gradients
 
-from torch_rnn import ops
 from torch_rnn.ops import nvrtc, recurrence
 from torch_rnn.testing import assert_parity, tolerance, twice_the_error
 
-cuda = importlib.import_module("torch_rnn.ops.cuda")
+cuda = importlib.import_module("torch_rnn.ops.cuda_backend")
 SOURCE = cuda.SOURCE.read_text()
 KERNELS = [name for kernel in ("forward", "backward") for name in loop_kernels(kernel, (32, 64, 128))]
 KERNELS += [
@@ -59,7 +58,6 @@ def driver(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def backend(request, monkeypatch):
     """Adds the backend "cuda"; for tests on the CPU, with the emulator."""
-    monkeypatch.setitem(ops.BACKENDS, "cuda", cuda.cuda)
     if request.node.get_closest_marker("cuda") is None:
         emulate(monkeypatch, request.getfixturevalue("driver"))
 

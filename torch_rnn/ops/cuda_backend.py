@@ -70,7 +70,7 @@ def warm(device: torch.device | str, H: int, nonlinearity: str = "tanh") -> None
         _sum_kernels(index, H, key)
 
 
-def cuda(
+def cuda_backend(
     x: Tensor,
     Wxh: Tensor,
     bh: Tensor,
@@ -79,15 +79,8 @@ def cuda(
     lengths: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked.
-
-    Raises:
-        ValueError: The weights are not float32, or H is greater than MAX_H.
-    """
-    if Whh.dtype is not torch.float32 or len(Whh) > MAX_H:
-        raise ValueError(
-            f"Whh is {Whh.dtype} with H = {len(Whh)}; backend 'cuda' allows float32 and H up to {MAX_H}"
-        )
+    """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
+    check_size(Whh.dtype, len(Whh))
     # torch.compile and dispatch modes need an operation; the autograd.Function costs less time on the host.
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     run = forward if traced else _Recurrence.apply
@@ -97,6 +90,14 @@ def cuda(
     else:
         hs, hT = run(None, x, Wxh.t(), bh, Whh, h0, lengths, nonlinearity)
     return hs.transpose(0, 1), hT
+
+
+def check_size(dtype: torch.dtype, H: int) -> None:
+    """Raises ValueError for a dtype or a hidden size that the kernels lack."""
+    if dtype is not torch.float32 or H > MAX_H:
+        raise ValueError(
+            f"Whh is {dtype} with H = {H}; backend 'cuda' allows float32 and H up to {MAX_H}, use 'auto'"
+        )
 
 
 def _forward(

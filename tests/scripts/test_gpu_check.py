@@ -243,8 +243,8 @@ def test_figures_of_the_ladder(script, monkeypatch, capsys):
     import ladder
 
     ops = sys.modules["torch_rnn.ops"]
-    monkeypatch.setattr(ops, "available", lambda device, dtype: ["eager", "bptt"])
-    monkeypatch.setattr(ladder, "available", lambda device, dtype: ["eager", "bptt"])
+    monkeypatch.setattr(ops, "available", lambda *args: ["eager", "bptt"])
+    monkeypatch.setattr(ladder, "available", lambda *args: ["eager", "bptt"])
     figures, problems = script.ladder_trial("cpu", 2)
     assert figures == {
         "eager, float32, comparisons": 2, "eager, float64, comparisons": 2,
@@ -262,10 +262,10 @@ def test_figures_of_the_ladder(script, monkeypatch, capsys):
 
 def test_figures_of_compute_sanitizer(script, monkeypatch):
     ops = sys.modules["torch_rnn.ops"]
-    monkeypatch.setattr(ops, "available", lambda device, dtype: ["eager", "bptt"])
+    monkeypatch.setattr(ops, "available", lambda *args: ["eager", "bptt"])
     assert script.small_trial("cpu")[1] == ["none of this package's kernels runs here"]
     monkeypatch.setitem(ops.BACKENDS, "kernel", ops.BACKENDS["bptt"])
-    monkeypatch.setattr(ops, "available", lambda device, dtype: ["eager", "kernel"])
+    monkeypatch.setattr(ops, "available", lambda *args: ["eager", "kernel"])
     figures, problems = script.small_trial("cpu")
     assert (figures, problems) == ({"backends": "kernel"}, [])
     answer = json.dumps({"figures": figures, "problems": problems})

@@ -73,9 +73,10 @@ def _replayed(
 class _Recorder:
     """Captures the graphs of one thread on one stream, which never run at the same time and so share a pool.
 
-    It captures in a thread of its own, for two reasons. cuBLAS keeps one workspace for each thread and stream,
-    so the first capture allocates a workspace in the pool, and no other code uses it. A memory pool that is
-    active in the caller's thread, as in the warm-up of torch.compile(mode="reduce-overhead"), is not used.
+    It captures in a thread of its own, for two reasons. cuBLAS keeps one workspace for each thread and
+    stream, so the first capture allocates a workspace in the pool, and no other code uses it. A memory pool
+    that is active in the caller's thread is not used, as in the warm-up of
+    torch.compile(mode="reduce-overhead").
     """
 
     def __init__(self, device: torch.device):

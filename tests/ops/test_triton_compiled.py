@@ -17,18 +17,15 @@ TANH = 15
 VARIANTS = [
     # capability, kernel, H, dtype, precision, arguments that are None
     (90, "forward", 20, "float32", "ieee", ("xw",)),
-    (90, "forward", 64, "float32", "ieee", ("xw", "lengths")),
-    (90, "forward", 128, "float32", "ieee", ("ids", "columns", "bh")),
-    (90, "forward", 128, "float32", "bf16", ("xw",)),
-    (90, "forward", 256, "float32", "bf16", ("ids", "columns", "bh")),
+    (100, "forward", 64, "float32", "ieee", ("ids", "columns", "bh", "lengths")),
     (80, "forward", 128, "float32", "ieee", ("xw",)),
+    (90, "forward", 256, "float32", "bf16", ("ids", "columns", "bh", "lengths")),
     (90, "backward", 32, "float32", "ieee", ("dhs",)),
     (90, "backward", 64, "float32", "ieee", ()),
-    (90, "backward", 100, "float32", "bf16", ("dhT", "lengths")),
-    (90, "backward", 256, "float32", "bf16", ("dhs",)),
-    (90, "backward", 128, "float64", "ieee", ("dhs",)),
-    (80, "backward", 128, "float32", "ieee", ()),
+    (80, "backward", 100, "float32", "bf16", ("dhT", "lengths")),
     (100, "backward", 128, "float32", "ieee", ("dhs",)),
+    (80, "backward", 256, "float32", "bf16", ("dhs",)),
+    (90, "backward", 128, "float64", "ieee", ("dhs",)),
 ]
 
 COMPILE = """
@@ -110,6 +107,7 @@ def compiled(tmp_path_factory):
     """Returns what was compiled for each of VARIANTS, and the arguments that kernels are specialized on."""
     folder = tmp_path_factory.mktemp("compiled")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(folder / "cache")}
+    environment["TRITON_DISABLE_LINE_INFO"] = "1"  # takes less time
     command = [sys.executable, "-c", COMPILE, json.dumps(VARIANTS), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -164,14 +164,11 @@ def plan(H: int, dtype: torch.dtype, precision: str, device: torch.device) -> Pl
     # A thread has 255 registers, of which at most 128 hold Whh, or Whh and dWhh. A float64 takes two.
     # The AHEAD steps together take longer than memory. For the interpreter, more of them only take time.
     constants |= {"ROWS": 1, "AHEAD": 2 if interpreted() else 32 // size, "maxnreg": 255}
-    constants["UNROLL"] = 8 if P <= 32 else 4
     sums = P * size <= 512
     forward_warps = max(P // 32, P * P * size // 16384, 1)
     backward_warps = max(P * P * size**2 // 32768, 1) if sums else forward_warps
-    forward = constants | {"num_warps": forward_warps}
-    backward = constants | {"num_warps": backward_warps}
-    if P == 128:
-        backward["UNROLL"] = 2  # otherwise the compiler spills registers
+    forward = constants | {"UNROLL": 8 if P <= 32 else 4, "num_warps": forward_warps}
+    backward = constants | {"UNROLL": 2, "num_warps": backward_warps}
     return Plan(1, sums, forward, backward)
 
 

@@ -89,6 +89,7 @@ for capability, name, H, dtype, precision, absent in variants:
     stack, lines = disassemble(built.asm["cubin"])
     print(json.dumps({"stack": stack, "shared": built.metadata.shared, "warps": options["num_warps"],
                       "plan": [plan.rows, plan.sums], "constants": constants,
+                      "narrow": re.findall(r"arith.muli (?!.*%c1_i32).*: i32\\b", built.asm["ttir"]),
                       "loop": longest_inner_loop(lines)}))
 sizes = {"H": 37, "P": 64, "ROWS": 16, "CHUNK": 64, "SIZE": 256}
 for kernel in (kernels.keys_kernel, kernels.sum_chunks_kernel, kernels.sum_by_id_kernel,
@@ -141,6 +142,15 @@ def test_a_step_keeps_whh_in_registers_and_wastes_nothing(compiled, variant):
     assert count["LDS"] <= P * size / 16 + 6
     assert count["LDG"] <= 5
     assert count["BAR"] <= (2 if built["warps"] * 32 <= P else 5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant[:5])))
+def test_offsets_have_64_bits(compiled, variant):
+    """B T may exceed 2^31. No product of B, T or t has 32 bits.
+
+    Products within Whh are tensors. The compiler multiplies the counter of an unrolled loop by 1.
+    """
+    assert not compiled[0][variant]["narrow"]
 
 
 def test_kernels_compile_once_for_all_values_and_alignments(compiled):

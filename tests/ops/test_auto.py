@@ -1,6 +1,7 @@
 """What "auto" stands for: the table for GPUs, and the comparison with eager that a backend has to pass."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def test_a_backend_that_agrees_is_used_and_compared_once(made, monkeypatch):
     assert auto.agrees_with_eager("made", CPU, FLOAT, 40)
     assert not auto.agrees_with_eager("made", CPU, FLOAT, 41)
     assert not auto.agrees_with_eager("made", CPU, torch.float64, 40)
+    with torch.autocast("cpu", torch.bfloat16):  # then other kernels run
+        assert not auto.agrees_with_eager("made", CPU, FLOAT, 40)
 
 
 def test_a_backend_that_differs_is_named_with_what_differs(made, caplog):
@@ -91,9 +94,12 @@ def test_on_a_gpu_auto_takes_the_first_candidate_that_agrees(monkeypatch, works)
     monkeypatch.setattr(auto, "agrees_with_eager", lambda name, *args: name == works)
     for name in ("cuda", "triton", "cudnn"):
         monkeypatch.setitem(auto.ON_GPU, name, (bptt, lambda device: True))
-    gpu = torch.device("cuda")
+    gpu, rows = torch.device("cuda"), [1]
+    monkeypatch.setattr(auto, "plan", lambda *args: SimpleNamespace(rows=rows[0]))
     assert auto.fastest(gpu, torch.float32, 32) == works
     assert auto.fastest(gpu, torch.float64, 32) == ("bptt" if works == "cuda" else works)
     assert auto.fastest(gpu, torch.float32, 300) == ("cudnn" if works == "cudnn" else "bptt")
+    rows[0] = 0
+    assert auto.fastest(gpu, torch.float64, 32) == ("cudnn" if works == "cudnn" else "bptt")
     monkeypatch.setitem(auto.ON_GPU, works, (bptt, lambda device: False))
     assert auto.fastest(gpu, torch.float32, 32) == "bptt"

@@ -18,7 +18,7 @@ from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
 from torch_rnn.ops.graphs import capturing
-from torch_rnn.ops.triton_backend import matmul_precision, precision, triton_backend
+from torch_rnn.ops.triton_backend import matmul_precision, plan, precision, triton_backend
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,14 @@ def fastest(device: torch.device, dtype: torch.dtype, H: int) -> str:
         return "cpu" if library() else "bptt"
     if device.type != "cuda":
         return "bptt"
-    kind = "bf16" if precision(dtype, device) == "bf16" else str(dtype).removeprefix("torch.")
+    products = precision(dtype, device)
+    kind = "bf16" if products == "bf16" else str(dtype).removeprefix("torch.")
     for name in candidates(torch.cuda.get_device_capability(device), H, kind):
-        if ON_GPU[name][1](device) and agrees_with_eager(name, device, dtype, H):
+        if not ON_GPU[name][1](device):
+            continue
+        if name == "triton" and not plan(H, dtype, products, device).rows:
+            continue  # this GPU has less shared memory, so each step would be a kernel of its own
+        if agrees_with_eager(name, device, dtype, H):
             return name
     return "bptt"
 
@@ -93,12 +98,12 @@ def difference(
     run: Callable[..., tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype, H: int
 ) -> str:
     """Returns what differs from eager in forward and backward passes; an empty string if nothing does."""
-    B, T, D = 5, 19, 7
+    B, T, D = 3, 19, 7
     g = torch.Generator("cpu").manual_seed(0)
     draw = partial(torch.randn, generator=g, device="cpu", dtype=torch.float64)
     weights = [draw(H, D) / 4, draw(H) / 4, draw(H, H) / (2 * H**0.5), draw(B, H) / 4]
     ids = torch.randint(D, (B, T), generator=g, device="cpu").to(device)
-    floats, lengths = draw(B, T, D).to(device), torch.tensor([T, 1, 0, 12, T], device="cpu").to(device)
+    floats, lengths = draw(B, T, D).to(device), torch.tensor([T, 0, 12], device="cpu").to(device)
     allowed = _allowed(dtype, device)
     # Together, the two cases use every kernel with and without each optional argument.
     for x, n, uses_h in ((ids, lengths, True), (floats, None, False)):

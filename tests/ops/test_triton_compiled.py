@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,79 +29,7 @@ VARIANTS = [
     (90, "backward", 128, "float64", "ieee", ("dhs",)),
 ]
 
-COMPILE = """
-import json, re, subprocess, sys
-from pathlib import Path
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-import torch_rnn.ops
-from torch_rnn.ops import triton_kernels as kernels
-
-backend = sys.modules["torch_rnn.ops.triton_backend"]
-backend._shared_memory = lambda device: 227 * 1024
-variants, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-INTEGERS = ("B", "T", "D", "N", "t", "k_stride", "j_stride", "j_sums", "k_sums")
-
-
-def compile(name, kernel, capability, real, constants, absent):
-    constants = constants | {"NONLINEARITY": "tanh"} | dict.fromkeys(absent)
-    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
-    types = dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(("ids", "lengths", "order", "starts"), "*i64")
-    types["keys"] = "*i16"
-    signature = {n: "constexpr" if n in constants else types.get(n, real) for n in kernel.arg_names}
-    return triton.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", capability, 32), options)
-
-
-def disassemble(binary):
-    path = folder / "kernel.cubin"
-    path.write_bytes(binary)
-    run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout
-    usage = run(tools / "cuobjdump", "-res-usage", path)
-    code = run(tools / "nvdisasm", "-c", path)
-    lines = re.findall(r"(?m)^ *(\\.L_\\w+):|^ *[/][*][0-9a-f]+[*][/] +(.*?);", code)
-    return int(re.search(r"STACK:(\\d+)", usage)[1]), lines
-
-
-def longest_inner_loop(lines):
-    # The unrolled loop over the steps: the longest of those without another loop inside.
-    labels, instructions, loops = {}, [], []
-    for label, text in lines:
-        if label:
-            labels[label] = len(instructions)
-        else:
-            target = re.search(r"BRA.*?(\\.L_\\w+)", text)
-            if target and target[1] in labels:
-                loops.append((labels[target[1]], len(instructions) + 1))
-            instructions.append(re.sub(r"^@!?U?P\\w+ +", "", text).split()[0].split(".")[0])
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    first, end = max(inner, key=lambda loop: loop[1] - loop[0])
-    return instructions[first:end]
-
-
-for capability, name, H, dtype, precision, absent in variants:
-    kernel = getattr(kernels, name + "_kernel")
-    plan = backend.plan(H, getattr(torch, dtype), precision, torch.device("cuda"))
-    constants = dict(getattr(plan, name))
-    options = {key: constants.pop(key) for key in ("num_warps", "maxnreg") if key in constants}
-    absent = [*absent, *(() if plan.sums else ("sums",))]
-    built = compile(name, kernel, capability, "*fp" + dtype[5:], constants, absent)
-    stack, lines = disassemble(built.asm["cubin"])
-    print(json.dumps({"stack": stack, "shared": built.metadata.shared, "warps": options["num_warps"],
-                      "plan": [plan.rows, plan.sums], "constants": constants,
-                      "narrow": re.findall(r"arith.muli (?!.*%c1_i32).*: i32\\b", built.asm["ttir"]),
-                      "loop": longest_inner_loop(lines)}))
-sizes = {"H": 37, "P": 64, "ROWS": 16, "CHUNK": 64, "SIZE": 256}
-for kernel in (kernels.keys_kernel, kernels.sum_chunks_kernel, kernels.sum_by_id_kernel,
-               kernels.step_forward_kernel, kernels.step_backward_kernel):
-    options = {"num_warps": 4}
-    compile("other", kernel, 90, "*fp32", sizes, ())
-specialized = [[kernel.__name__, p.name] for kernel in vars(kernels).values() if hasattr(kernel, "params")
-               for p in kernel.params if kernel.__name__.endswith("_kernel")
-               and not (p.is_constexpr or p.do_not_specialize)]
-print(json.dumps(specialized))
-"""
+COMPILER = Path(__file__).with_name("triton_compiler.py")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +38,7 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(folder / "cache")}
     environment["TRITON_DISABLE_LINE_INFO"] = "1"  # takes less time
-    command = [sys.executable, "-c", COMPILE, json.dumps(VARIANTS), str(folder)]
+    command = [sys.executable, COMPILER, json.dumps(VARIANTS), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     *built, specialized = [json.loads(line) for line in done.stdout.splitlines()]

@@ -12,8 +12,8 @@ from ladder import SHAPES, Shape, rung_3, states_and_gradients
 
 from torch_rnn import RNN
 from torch_rnn.ops import recurrence, which
-from torch_rnn.ops.auto import difference
 from torch_rnn.ops.graphs import in_a_graph
+from torch_rnn.ops.proof import difference
 from torch_rnn.testing import assert_parity, twice_the_error
 
 backend = importlib.import_module("torch_rnn.ops.triton_backend")
@@ -258,7 +258,7 @@ def test_which_sizes_fit_into_a_multiprocessor(monkeypatch):
 
 
 def test_the_comparison_of_auto_passes_and_finds_a_wrong_kernel(monkeypatch):
-    given = (backend.triton_backend, torch.device(DEVICE), torch.float32, 40)
+    given = (backend.triton_backend, torch.device(DEVICE), torch.float32, 40, "tanh")
     assert not difference(*given)
     with bf16():
         assert not difference(*given)
@@ -268,7 +268,7 @@ def test_the_comparison_of_auto_passes_and_finds_a_wrong_kernel(monkeypatch):
 
 
 def test_the_comparison_of_auto_goes_step_by_step_too(step_by_step, monkeypatch):
-    given = (backend.triton_backend, torch.device(DEVICE), torch.float32, 40)
+    given = (backend.triton_backend, torch.device(DEVICE), torch.float32, 40, "tanh")
     assert not difference(*given)
     right = backend.step_by_step
     monkeypatch.setattr(backend, "step_by_step", lambda *args: 1.001 * right(*args))

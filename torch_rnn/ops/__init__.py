@@ -5,6 +5,7 @@ Each backend is a file with one function. All have the same signature and are li
 
 import importlib
 import logging
+import operator
 from collections.abc import Callable
 from functools import cache
 
@@ -12,23 +13,19 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from torch_rnn.ops.auto import fastest
+from torch_rnn.ops.auto import FUSED_NONLINEARITIES, fastest
 from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
 from torch_rnn.ops.cpu import INSTRUCTIONS, cpu, instructions, library
-from torch_rnn.ops.cpu import NONLINEARITIES as CPU_NONLINEARITIES
 from torch_rnn.ops.cuda_backend import MAX_H as CUDA_MAX_H
-from torch_rnn.ops.cuda_backend import NONLINEARITIES as CUDA_NONLINEARITIES
 from torch_rnn.ops.cuda_backend import check_size as check_size_for_cuda
 from torch_rnn.ops.cuda_backend import cuda_backend
 from torch_rnn.ops.cuda_backend import runs_on as cuda_runs_on
-from torch_rnn.ops.cudnn import NONLINEARITIES as CUDNN_NONLINEARITIES
 from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.ops.segments import in_segments
-from torch_rnn.ops.triton_backend import NONLINEARITIES as TRITON_NONLINEARITIES
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
 from torch_rnn.ops.triton_backend import triton_backend
 
@@ -41,12 +38,6 @@ BACKENDS = {
     "cuda": cuda_backend,
     "triton": triton_backend,
     "cudnn": cudnn,
-}
-FUSED_NONLINEARITIES = {
-    "cpu": CPU_NONLINEARITIES,
-    "cuda": CUDA_NONLINEARITIES,
-    "triton": TRITON_NONLINEARITIES,
-    "cudnn": CUDNN_NONLINEARITIES,
 }
 
 
@@ -109,17 +100,18 @@ def which(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     hidden_size: int = 32,
+    nonlinearity: str = "tanh",
 ) -> str:
     """Returns the name of the backend that runs on a device; for "auto", what it stands for there.
 
-    On CUDA, "auto" depends on the dtype and the hidden size.
+    On CUDA, "auto" depends on the other arguments and compares the backend with eager at the first call.
 
     Raises ValueError for a backend that does not exist, does not run on the device, or lacks the size.
     """
     device = torch.device(device)
     check_backend(backend)
     if backend == "auto":
-        return _logged(fastest(device, dtype, hidden_size), device.type)
+        return _logged(fastest(device, dtype, hidden_size, nonlinearity), device.type)
     allowed = available(device)
     if backend not in allowed:
         reason = ", which was not built here" if backend == "cpu" == device.type else ""
@@ -163,7 +155,8 @@ def _choose(backend: str, Wxh: Tensor, nonlinearity: str) -> Callable[..., tuple
         return _fallback("eager", "under torch.func and forward-mode differentiation")
     if Wxh.dtype is torch.bfloat16:
         return _fallback("eager", "for weights in bfloat16")
-    name = which(backend, Wxh.device, Wxh.dtype, len(Wxh))
+    H = operator.index(Wxh.shape[0])  # a constant for torch.compile, which compiles anew for another H
+    name = which(backend, Wxh.device, Wxh.dtype, H, nonlinearity)
     if nonlinearity not in FUSED_NONLINEARITIES.get(name, NONLINEARITIES):
         if backend != "auto":
             raise ValueError(

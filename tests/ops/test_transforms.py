@@ -206,6 +206,13 @@ def test_the_graph_does_not_grow_with_time_on_triton():
     assert short == long
 
 
+def test_compiles_with_weights_of_any_size():
+    compiled = torch.compile(recurrence, fullgraph=True, dynamic=True, backend="eager")
+    for n in (3, 5):
+        x, weights = torch.randn(2, 4, n), [torch.randn(n, n), torch.randn(n), torch.randn(n, n)]
+        torch.testing.assert_close(compiled(x, *weights), recurrence(x, *weights))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recomputation_changes_nothing(backend):
     x, h0 = floats(), torch.randn(4, B, H, dtype=torch.float64, requires_grad=True)

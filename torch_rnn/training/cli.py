@@ -72,9 +72,10 @@ class CLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
             )
-            rnn = self.model.rnn
+            rnn, device = self.model.rnn, self.trainer.strategy.root_device
             dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-            which(rnn.backend, self.trainer.strategy.root_device, dtype, rnn.hidden_size)
+            if rnn.backend != "auto" or device.type == "cpu":  # on a GPU, auto would compile kernels here
+                which(rnn.backend, device, dtype, rnn.hidden_size, rnn.nonlinearity)
             check_precision(self.config.trainer.precision, self.trainer.precision)
             check_packages(self.trainer)
         except RunError:

@@ -31,7 +31,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a training run, or its model file")
-    parser.add_argument("texts", nargs="*", metavar="text", help="none: one text a line on standard input")
+    parser.add_argument(
+        "texts", nargs="*", default=[], metavar="text", help="none: one text a line on standard input"
+    )
     chosen = parser.parse_args()
     for text in chosen.texts:
         if Path(text).suffix and os.path.isfile(text):  # False for a text too long to be a name

@@ -18,4 +18,5 @@ def device_name(device: torch.device) -> str:
     name = fields.get("model name", platform.machine())
     if "cpu family" in fields:  # several processor generations can share one name
         name += f" (family {fields['cpu family']}, model {fields['model']})"
-    return f"{name}, {torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} CPU thread{'s' if threads > 1 else ''}"

@@ -160,7 +160,7 @@ def test_time_is_counted_over_all_parts_of_a_run(stopped):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"seed_everything": 2}, "seed_everything is 2 and was 1 when the run began"),
+        ({"seed_everything": 2}, "seed_everything is 2 and was 1 in the run so far"),
         ({"model.hidden_size": 9}, "model.hidden_size is 9 and was 8"),
         ({"trainer.max_epochs": 4}, "trainer.max_epochs is 4 and was 3"),
         ({"data.train": 272}, "data.init_args.train is 272 and was 256"),
@@ -183,7 +183,7 @@ def test_other_data_are_not_gone_on_with(stopped, monkeypatch):
     status, error = train(stopped, SMALL, "--resume", "auto")
     assert status == 2
     assert "data is " in error
-    assert "when the run began" in error
+    assert "in the run so far" in error
 
 
 @pytest.mark.bad_input

@@ -262,6 +262,26 @@ def test_misspelt_shortened_and_wrong_settings_exit_with_2(tmp_path, arguments, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--trainer.max_epochs", "three"], "trainer.max_epochs is three; it must be an integer"),
+        (["--data.batch_size", "many"], "batch_size is many; it must be an integer"),
+        (["--model.learning_rate", "fast"], "model.learning_rate is fast; it must be a number"),
+        (
+            ["--model.nonlinearity", "tnah"],
+            "model.nonlinearity is tnah; it must be one of tanh, relu",
+        ),
+        (["--trainer.callbacks", "nope"], "trainer.callbacks is nope; it must be the name of a class"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_named_with_what_is_allowed(tmp_path, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        quickstart(tmp_path / "run", *arguments)
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--model.hidden_size", "0"], "hidden_size is 0; it must be at least 1"),
         (["--model.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
         (["--model.backend", "cudnn"], "backend is 'cudnn'"),

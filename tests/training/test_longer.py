@@ -51,7 +51,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_lost(tmp_path):
         (
             folder,
             {"trainer.max_epochs": 1},
-            "trainer.max_epochs is 1 and was 2 when the run began (it may only",
+            "trainer.max_epochs is 1 and was 2 in the run so far (it may only",
         ),
         (folder, {"trainer.max_epochs": 4, "model.hidden_size": 9}, "model.hidden_size is 9 and was 8"),
         (cosine, {"trainer.max_epochs": 4, "model.schedule": "cosine"}, "(the cosine schedule has spread"),

@@ -50,7 +50,7 @@ class RNN(nn.Module):
             "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
         init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
             start at zero.
-        backend: of the recurrence: "auto", "eager", "bptt", "cpu" or "triton".
+        backend: of the recurrence: "auto", or a key of `torch_rnn.ops.BACKENDS`.
         recompute: whether the backward pass computes states again, so that the memory for them grows as
             sqrt(T).
         device, dtype: of the parameters; dtype is float32, float64 or bfloat16.

@@ -2,8 +2,10 @@
 
 To add one, add it to NONLINEARITIES: "eager", "bptt" and torch.export read this table, and "auto" uses "bptt"
 where the fused backend does not have it. To add it to the fused backend "cpu", extend NONLINEARITIES in
-cpu.py, the enum in cpu.h, and `apply` and `derivative` in cpu_kernel.h. To add it to "triton", extend
-NONLINEARITIES in triton_backend.py, and `apply` and `derivative` in triton_kernels.py.
+cpu.py, the enum in cpu.h, and `apply` and `derivative` in cpu_kernel.h. To add it to "triton" or "cuda",
+extend NONLINEARITIES in triton_backend.py or cuda_backend.py, and `apply` and `derivative` in
+triton_kernels.py or cuda_kernels.cu. cuDNN has tanh and relu only. To use it from a YAML file, add it to
+`Classifier`.
 """
 
 from collections.abc import Callable

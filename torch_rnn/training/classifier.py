@@ -27,9 +27,18 @@ class Classifier(LightningModule):
     `log_every_n_steps` it also logs the batch's loss and the gradient's norm before clipping.
 
     Args:
-        input_size, hidden_size, output_size, num_layers, bidirectional, nonlinearity, dropout,
-            recurrent_dropout, readout, init, backend: as in `RNN`. With output_size None the RNN has the
-            outputs that n_classes need: 1 for two classes.
+        input_size: the number of ids, or the width of a float input; the data sets it.
+        hidden_size: H, the size of the state.
+        output_size: the number of outputs; null for what the classes need: 1 for two of them.
+        num_layers: the number of recurrences on top of each other.
+        bidirectional: gives each layer a second recurrence, from the last step to the first.
+        nonlinearity: of the recurrence.
+        dropout: the probability of zeroing each number that a layer passes to the next.
+        recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
+        readout: what the outputs are read from: the "last" state, the "mean" or "max" of the states at real
+            steps, or "every" state.
+        init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01.
+        backend: "auto", or one of eager, bptt, cpu, cuda, triton and cudnn.
         optimizer: "adam" (Kingma and Ba, 2015), "adamw" (Loshchilov and Hutter, 2019) or "sgd", plain descent
             as in the article.
         learning_rate: of every step, or the highest one of the "cosine" schedule.

@@ -103,10 +103,12 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
-        self.resume, self.check = (
-            self.config.pop("resume"),
-            self.config.pop("check"),
-        )  # not the run's settings
+        self.resume, self.check = self.config.pop("resume"), self.config.pop("check")  # no settings of a run
+        if self.resume not in (None, "auto") and not Path(self.resume).exists():
+            raise RunError(
+                f"{self.resume} cannot be read (No such file or directory); --resume takes auto or a "
+                f"checkpoint's path"
+            )
         trainer = self.config.trainer
         trainer.callbacks = _listed(trainer.callbacks, Namespace)
         check_trainer(trainer)
@@ -145,9 +147,31 @@ def one_sentence(message: str) -> str:
         return (
             f"{name[1] if name else 'a setting'} needs a package that is not installed: pip install {package}"
         )
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    if key and value and (allowed := _allowed(message)):
+        return f"{key[1]} is {value[1].strip()}; it must be {' or '.join(allowed)}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     beside = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class|$")
     return " ".join(line for line in lines if not beside.match(line)).rstrip(".") or message
+
+
+def _allowed(message: str) -> list[str]:
+    """Returns the kinds of values, and the values, that jsonargparse expected."""
+    words = {
+        "<class 'int'>": "an integer",
+        "<class 'float'>": "a number",
+        "<class 'bool'>": "true or false",
+        "<class 'str'>": "a text",
+        "dot import path string": "the name of a class",
+    }
+    kinds = [word for kind, word in words.items() if f"Expected a {kind}" in message]
+    values = [
+        value.strip(" '\"")
+        for literal in re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)
+        for value in literal.split(",")
+    ]
+    return kinds + ([f"one of {', '.join(dict.fromkeys(values))}"] if values else [])
 
 
 def _listed(value: Any, kind: type) -> list[Any]:

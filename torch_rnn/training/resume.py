@@ -53,7 +53,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             else:
                 continue
         raise RunError(
-            f"{name} is {now.get(name)} and was {before.get(name)} when the run began{why}; go on with its "
+            f"{name} is {now.get(name)} and was {before.get(name)} in the run so far{why}; go on with its "
             f"own settings, or start another with --trainer.default_root_dir"
         )
 

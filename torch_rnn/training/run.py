@@ -198,7 +198,7 @@ def report_again(cli: CLI) -> None:
     if cli.resume != "auto":
         raise RunError(
             f"{folder} holds a finished run; delete it, name another with --trainer.default_root_dir, or see "
-            f"its results again with --resume auto"
+            f"its results again, or train it longer, with --resume auto"
         )
     found, _ = read_finished(folder)
     remarks, console = [f"{folder} holds this finished run; nothing was left to do."], Console()

@@ -37,6 +37,10 @@ class TextClassifier:
         was not trained on text.
         """
         path = model_file(path)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} cannot be read (No such file or directory); a training run writes it when it ends"
+            )
         rnn = RNN.load(path, backend=backend, device=device)
         _, about = load_weights(path)
         if "text" not in about:

@@ -353,7 +353,7 @@ def test_why_the_kernels_do_not_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    reason = cuda.why_not.__wrapped__
+    reason = cuda._why_not.__wrapped__
     capability, gpu = (6, 1), torch.device("cuda")
     assert reason(gpu) == "cuda has compute capability (6, 1); it must be at least (7, 0)"
     capability = (7, 0)
@@ -369,6 +369,44 @@ def test_why_the_kernels_do_not_run(monkeypatch):
     assert reason(gpu) == ""
     assert nvrtc.architecture((8, 9)) == "compute_80"
     assert nvrtc.architecture((9, 0)) == "sm_90"
+
+
+def test_cuda_without_an_index_is_the_current_device(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "_why_not", {torch.device("cuda:0"): "too old", torch.device("cuda:1"): ""}.get)
+    for current, runs in ((0, False), (1, True)):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        assert cuda.runs_on("cuda") == runs
+
+
+class Compiler:
+    """Stands in for NVRTC and counts what it compiles."""
+
+    count = 0
+
+    def nvrtcCompileProgram(self, *_):
+        self.count += 1
+
+    def nvrtcGetLoweredName(self, program, name, mangled):
+        mangled._obj.value = name
+
+    def __getattr__(self, name):
+        return lambda *_: 0
+
+
+def test_devices_of_one_kind_share_a_binary(monkeypatch):
+    monkeypatch.undo()
+    compiler, kernels = Compiler(), []
+    monkeypatch.setattr(nvrtc, "nvrtc", lambda: compiler)
+    monkeypatch.setattr(nvrtc, "Kernel", lambda *given: kernels.append(given))
+    monkeypatch.setattr(nvrtc, "capturing", lambda device: False)
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 + device // 2, 0))
+    for device in range(4):
+        nvrtc.load("a source", "forward", device, 32, 0)
+    assert compiler.count == 2
+    assert [(name, device) for _, name, device, _, _ in kernels] == [("forward", i) for i in range(4)]
 
 
 def test_nvrtc_is_found_in_the_wheels_of_nvidia(monkeypatch, tmp_path):
@@ -402,6 +440,19 @@ def test_autocast_changes_no_bit():
 def test_an_error_of_the_driver_has_its_name(driver):
     with pytest.raises(RuntimeError, match=r"cuModuleGetFunction failed with EMULATED_ERROR \(500\)"):
         nvrtc.Kernel(b"0", "backward<16>", 0, 32, 0)
+
+
+def test_a_lack_of_memory_is_an_error_of_its_own():
+    def function():
+        return nvrtc.OUT_OF_MEMORY
+
+    function.__name__ = "cuModuleLoadData"
+    with pytest.raises(torch.OutOfMemoryError, match="cuModuleLoadData failed"):
+        nvrtc._call(function)
+    function.__name__ = "nvrtcCreateProgram"
+    with pytest.raises(RuntimeError, match="nvrtcCreateProgram failed") as raised:
+        nvrtc._call(function)
+    assert raised.type is RuntimeError
 
 
 def assembly(name: str, architecture: str, folder: Path) -> tuple[str, list[str]]:

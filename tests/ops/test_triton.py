@@ -315,6 +315,15 @@ def test_the_comparison_of_auto_goes_step_by_step_too(step_by_step, monkeypatch)
     assert "differs from eager" in difference(*given)
 
 
+def test_runs_on_nvidias_gpus_only(monkeypatch):
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert backend.runs_on("cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not backend.runs_on("cuda")
+
+
 def test_without_triton_auto_does_not_use_the_kernels(monkeypatch):
     monkeypatch.setattr(backend, "kernels", lambda: None)
     backend.interpreted.cache_clear()

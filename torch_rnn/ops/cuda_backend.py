@@ -39,9 +39,15 @@ def runs_on(device: torch.device | str) -> bool:
     return not why_not(torch.device(device))
 
 
-@cache
 def why_not(device: torch.device) -> str:
     """Returns why the kernels do not run on a device; an empty string if they do."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _why_not(device)
+
+
+@cache
+def _why_not(device: torch.device) -> str:
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
         return f"{device} is not a CUDA GPU that this PyTorch can use"
     capability = torch.cuda.get_device_capability(device)

@@ -52,8 +52,9 @@ def runs_on(device: torch.device | str) -> bool:
         return False
     if torch.device(device).type == "cpu":
         return interpreted()
-    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available() and not interpreted()
-    return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available() or torch.version.hip:
+        return False
+    return not interpreted() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def matmul_precision() -> str:

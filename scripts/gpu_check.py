@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import re
@@ -33,8 +34,17 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 COLOURS = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
-TOTAL = 570
+TOTAL = 590
 """Seconds for all checks: a check is stopped then, and the later ones are skipped."""
+BACKENDS = ("cuda", "triton", "cudnn", "eager", "bptt")
+BATCHES = ((300, 128), (1200, 128), (600, 64), (5000, 32))
+"""B and H for which one block computes several sequences."""
+AUTO = (
+    *((H, torch.float32, False) for H in (32, 64, 128, 300)),
+    (128, torch.float64, False),
+    *((H, torch.float32, True) for H in (32, 64, 128, 300)),
+)
+"""Hidden size, dtype, and whether autocast with bfloat16 is on."""
 Figures = dict[str, float | int | str]
 
 
@@ -53,6 +63,12 @@ class Check(NamedTuple):
     """Modules, "imdb" or "compute-sanitizer"; if one is missing, the check is skipped."""
     quick: bool = True
     """Whether --quick runs it too."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Names and values of additional environment variables."""
+
+    def text(self) -> str:
+        """Returns the command for a shell."""
+        return shlex.join([*(f"{name}={value}" for name, value in self.environment), *self.command])
 
 
 class Outcome(NamedTuple):
@@ -70,16 +86,26 @@ def checks(work: Path) -> list[Check]:
     """Returns all checks, the most important first. Their files go to the folder `work`."""
     training = ("lightning", "torchtext", "jsonargparse")
     pytest = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-ra", "--strict-markers"]
-    pytest = ["env", "CUBLAS_WORKSPACE_CONFIG=:4096:8", *pytest]  # the tests use deterministic algorithms
+    deterministic = (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),)
     marked, tests = [*pytest, "-m", "cuda"], ROOT / "tests"
-    sanitizer = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sanitizer_path() or "compute-sanitizer"]
+    sanitizer = sanitizer_path() or "compute-sanitizer"
+    uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     numpy, imdb = work / "compare_numpy.json", work / "imdb"
     return [
-        Check("ladder", trial("ladder"), read_trial, 120, ("pytest",)),
-        Check("tests of ops", [*marked, str(tests / "ops")], read_pytest, 120, ("pytest",)),
+        Check("choice of auto", trial("auto"), read_trial, 60),
+        *(
+            Check(f"ladder, {backend}", trial(f"ladder-{backend}"), read_trial, limit, ("pytest", *needs))
+            for backend, limit, needs in (("cuda", 60, ()), ("triton", 180, ("triton",)), ("cudnn", 40, ()))
+        ),
+        Check("large batches", trial("batches"), read_trial, 90, ("pytest",)),
+        Check("cuDNN's reserve space", trial("reserve"), read_trial, 60, (), False, deterministic),
+        Check(
+            "tests of ops", [*marked, str(tests / "ops")],
+            read_pytest, 120, ("pytest",), False, deterministic,
+        ),
         Check(  # not all of these are marked, because without a GPU they run in Triton's interpreter
             "tests of Triton", [*pytest, str(tests / "ops" / "test_triton.py"), "-k", "not compile"],
-            read_pytest, 90, ("pytest", "triton"), False,
+            read_pytest, 90, ("pytest", "triton"), False, deterministic,
         ),
         Check(
             "compare_numpy", script("compare_numpy", "--device", "cuda", "--json", numpy),
@@ -96,11 +122,15 @@ def checks(work: Path) -> list[Check]:
         Check(
             "quickstart",
             training_run(work / "quickstart", "--config", ROOT / "configs" / "quickstart.yaml"),
-            partial(read_training, work / "quickstart", 0.95), 60, training,
+            partial(read_training, work / "quickstart", 0.95), 60, training, False,
         ),
         Check(
             "tests of the module and of training", [*marked, str(tests / "nn"), str(tests / "training")],
-            read_pytest, 60, ("pytest", *training), False,
+            read_pytest, 60, ("pytest", *training), False, deterministic,
+        ),
+        *(
+            Check(f"ladder, {backend}", trial(f"ladder-{backend}"), read_trial, 60, ("pytest",), False)
+            for backend in ("eager", "bptt")
         ),
         Check("resume after kill -9", trial("resume"), read_trial, 90, ("pytest", *training), False),
         Check("two processes on one GPU", trial("shared"), read_trial, 60, ("pytest", *training), False),
@@ -121,8 +151,8 @@ def checks(work: Path) -> list[Check]:
         *(
             Check(
                 f"compute-sanitizer, {tool}",
-                [*sanitizer, "--error-exitcode", "1", "--tool", tool, *trial("small")],
-                read_sanitizer, 60, ("pytest", "compute-sanitizer"), False,
+                [sanitizer, "--error-exitcode", "1", "--tool", tool, *trial("small")],
+                read_sanitizer, 120, ("pytest", "compute-sanitizer"), False, uncached,
             )
             for tool in ("memcheck", "racecheck")
         ),
@@ -169,11 +199,11 @@ def missing(check: Check) -> str:
 
 def run(check: Check, work: Path, limit: float) -> Outcome:
     """Runs a check for at most `limit` seconds. What it prints goes to a file in `work`."""
-    command = shlex.join(check.command)
+    command = check.text()
     if reason := missing(check):
         return Outcome(check.name, command, SKIPPED, reason, 0.0, {})
     log, begin = work / f"{re.sub('[^a-z0-9]+', '_', check.name.lower())}.log", time.perf_counter()
-    problem, status = run_command(check.command, log, limit)
+    problem, status = run_command(check.command, log, limit, check.environment)
     seconds, figures = round(time.perf_counter() - begin, 1), {}
     if not problem:
         output = log.read_text(encoding="utf-8", errors="replace")
@@ -187,7 +217,9 @@ def run(check: Check, work: Path, limit: float) -> Outcome:
     return Outcome(check.name, command, FAILED if problem else PASSED, problem, seconds, figures)
 
 
-def run_command(command: list[str], log: Path, limit: float) -> tuple[str, int]:
+def run_command(
+    command: list[str], log: Path, limit: float, additional: tuple[tuple[str, str], ...] = ()
+) -> tuple[str, int]:
     """Returns a problem, which is empty if the command ended by itself, and its exit status.
 
     After the limit, kills the command with all processes that it started.
@@ -196,6 +228,7 @@ def run_command(command: list[str], log: Path, limit: float) -> tuple[str, int]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "120",
+        **dict(additional),
     }
     with open(log, "wb") as file:
         try:
@@ -210,9 +243,18 @@ def run_command(command: list[str], log: Path, limit: float) -> tuple[str, int]:
         except subprocess.TimeoutExpired:
             return f"it took longer than {limit:.0f} s", 1
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_with_children(process)
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """Ends a process and all that it started; does nothing if they have ended."""
+    if sys.platform == "win32":
+        if process.poll() is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def read_trial(output: str) -> tuple[Figures, str]:
@@ -265,41 +307,161 @@ def read_sanitizer(output: str) -> tuple[Figures, str]:
     return {f"{kind}s": int(number)}, problem or ("" if number == "0" else f"{number} {kind}s")
 
 
-def ladder_trial(device: str = "cuda", shapes: int | None = None) -> tuple[Figures, list[str]]:
-    """Climbs the ladder of tests/ladder.py with every backend, dtype and nonlinearity on the device."""
+def auto_trial(device: str = "cuda") -> tuple[Figures, list[str]]:
+    """Checks that "auto" stands for the fastest backend that fits the device."""
+    from torch_rnn.ops import auto, which
+    from torch_rnn.ops.cuda_backend import why_not
+
+    figures, problems, messages = {}, [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    auto.log.addHandler(handler)
+    try:
+        for H, dtype, bf16 in AUTO:
+            messages.clear()
+            kind = "bf16" if bf16 else str(dtype).removeprefix("torch.")
+            first = auto.candidates(torch.cuda.get_device_capability(device), H, kind)[0]
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                chosen = figures[f"H = {H}, {kind}"] = which("auto", device, dtype, H)
+            if chosen != first:
+                absent = why_not(torch.device(device)) if first == "cuda" else ""
+                reason = "; ".join(messages) or absent or f"{first} does not run here"
+                problems.append(f"H = {H}, {kind}: auto is {chosen}, not {first}: {reason}")
+    finally:
+        auto.log.removeHandler(handler)
+    return figures, problems
+
+
+def ladder_trial(backend: str, device: str = "cuda", shapes: int | None = None) -> tuple[Figures, list[str]]:
+    """Runs the checks of tests/ladder.py with every dtype and nonlinearity of a backend on the device."""
     import ladder
 
     from torch_rnn.ops import FUSED_NONLINEARITIES, available
     from torch_rnn.ops.nonlinearities import NONLINEARITIES
-    from torch_rnn.testing import assert_parity, twice_the_error
-
-    def bf16(backend: str, shape: ladder.Shape) -> None:
-        truth = ladder.states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
-        with torch.autocast(device, torch.bfloat16):
-            eager = ladder.states_and_gradients("eager", shape, torch.float32, "tanh", device)
-            got = ladder.states_and_gradients(backend, shape, torch.float32, "tanh", device)
-        for name, want in truth.items():
-            assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name].float(), want))
 
     figures, problems = {}, []
-    for dtype in (torch.float32, torch.float64):
-        for backend in available(device, dtype):
-            for shape in ladder.SHAPES[:shapes]:
-                rungs = {"rung 2": (ladder.rung_2, (backend, shape, "every", 3, dtype, device))}
-                if backend != "eager":
-                    for f in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
+    dtypes = [d for d in (torch.float32, torch.float64) if backend in available(device, d)]
+    for dtype in dtypes:
+        for i, shape in enumerate(ladder.SHAPES[:shapes]):
+            rungs = {"rung 2": (ladder.rung_2, (backend, shape, "every", 3, dtype, device))}
+            if backend != "eager":
+                for f in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
+                    if f == "tanh" or i < 2:  # each has kernels of its own, which take seconds to compile
                         rungs[f"rung 3 {f}"] = (ladder.rung_3, (backend, shape, dtype, f, device))
-                    if dtype is torch.float32:
-                        rungs["bf16"] = (bf16, (backend, shape))
-                for name, (rung, arguments) in rungs.items():
-                    kind = "bf16" if name == "bf16" else str(dtype).removeprefix("torch.")
-                    key = f"{backend}, {kind}, comparisons"
-                    figures[key] = figures.get(key, 0) + 1
-                    problems += problem(f"{backend}, {kind}, {name}, {shape}", rung, *arguments)
-            for readout in ladder.READOUTS:
-                where = f"{backend}, {dtype}, ten training steps, readout {readout}"
-                problems += problem(where, ladder.rung_4, backend, readout, 3, dtype, device)
+                if dtype is torch.float32:
+                    rungs["bf16"] = (rung_3_in_bf16, (backend, shape, device))
+            for name, (rung, arguments) in rungs.items():
+                kind = "bf16" if name == "bf16" else str(dtype).removeprefix("torch.")
+                key = f"{kind}, comparisons"
+                figures[key] = figures.get(key, 0) + 1
+                problems += problem(f"{backend}, {kind}, {name}, {shape}", rung, *arguments)
+        for readout in ladder.READOUTS:
+            where = f"{backend}, {dtype}, ten training steps, readout {readout}"
+            problems += problem(where, ladder.rung_4, backend, readout, 3, dtype, device)
+    if not dtypes:
+        figures["note"] = f"{backend} does not run on this {device} device"
     return figures | {"failed": len(problems)}, problems
+
+
+def rung_3_in_bf16(backend: str, shape: NamedTuple, device: str) -> None:
+    """Does what rung_3 of tests/ladder.py does, under autocast with bfloat16."""
+    import ladder
+
+    from torch_rnn.testing import assert_parity, twice_the_error
+
+    truth = ladder.states_and_gradients("eager", shape, torch.float64, "tanh", "cpu")
+    with torch.autocast(device, torch.bfloat16):
+        eager = ladder.states_and_gradients("eager", shape, torch.float32, "tanh", device)
+        got = ladder.states_and_gradients(backend, shape, torch.float32, "tanh", device)
+    for name, want in truth.items():
+        assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name].float(), want))
+
+
+def batches_trial(device: str = "cuda", batches: tuple = BATCHES) -> tuple[Figures, list[str]]:
+    """Compares fused backends with eager: several sequences in a block, large ids, and one frequent id."""
+    import ladder
+
+    from torch_rnn.ops import available
+
+    def with_a_frequent_id(shape, seed=0):
+        x, lengths, h0 = inputs(shape, seed)
+        x[::2, ::2] = shape.D - 1
+        return x, lengths, h0
+
+    backends = [name for name in available(device) if name not in ("eager", "bptt")]
+    problems = [] if backends else ["no fused backend runs here"]
+    inputs, ladder.inputs = ladder.inputs, with_a_frequent_id
+    try:
+        for B, H in batches:
+            lengths = tuple(12 - b % 13 for b in range(B))
+            shape = ladder.Shape(B, 12, 40_000, H, ids=True, lengths=lengths)
+            for name in backends:
+                where = f"{name}, B = {B}, H = {H}"
+                problems += problem(where, ladder.rung_3, name, shape, torch.float32, "tanh", device)
+                if name == "triton":
+                    problems += problem(f"{where}, bf16", rung_3_in_bf16, name, shape, device)
+    finally:
+        ladder.inputs = inputs
+    return {"backends": ", ".join(backends), "batches": len(batches), "failed": len(problems)}, problems
+
+
+def reserve_trial(backend: str = "cudnn", device: str = "cuda") -> tuple[Figures, list[str]]:
+    """Checks that cuDNN's reserve space survives a second backward pass and the capture of a CUDA graph.
+
+    Also compares states without a gradient, for which cuDNN gets no reserve space.
+    """
+    from torch_rnn import RNN
+    from torch_rnn.testing import assert_parity
+
+    problems = []
+    for is_ids in (True, False):
+        rnn = RNN(9, 40, 2, backend=backend, device=device)
+        parameters, lengths = list(rnn.parameters()), torch.tensor([20, 1, 0, 13, 20, 7], device=device)
+        x = torch.randint(9, (6, 20), device=device) if is_ids else torch.randn(6, 20, 9, device=device)
+
+        def run(x, rnn=rnn, parameters=parameters, lengths=lengths):
+            y = rnn(x, lengths)
+            loss = y.square().sum()
+            return [y.detach(), *torch.autograd.grad(loss, parameters, retain_graph=True)], loss
+
+        def compare(results, wanted):
+            for got, want in zip(results, wanted, strict=True):
+                assert_parity("logits or gradient", got, want.double(), torch.float32)
+
+        def second_backward(x=x, run=run, parameters=parameters, compare=compare):
+            (_, *first), loss = run(x)
+            for _ in range(2):
+                compare(torch.autograd.grad(loss, parameters, retain_graph=True), first)
+
+        def inference(x=x, rnn=rnn, run=run, lengths=lengths, compare=compare):
+            wanted = run(x)[0][:1]
+            with torch.no_grad():
+                compare([rnn(x, lengths)], wanted)
+
+        def capture(x=x, run=run, compare=compare):
+            wanted = run(x)[0]
+            compare(replayed(lambda x: run(x)[0], x), wanted)
+
+        for check in (second_backward, inference, capture):
+            kind = "ids" if is_ids else "floats"
+            problems += problem(f"{kind}, {check.__name__.replace('_', ' ')}", check)
+    return {"comparisons": 6, "failed": len(problems)}, problems
+
+
+def replayed(function: Callable, x: torch.Tensor) -> list[torch.Tensor]:
+    """Captures function(buffer) as a CUDA graph, and returns its results after x is copied to the buffer."""
+    buffer, side = x.flip(0).clone(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function(buffer)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function(buffer)
+    buffer.copy_(x)
+    graph.replay()
+    torch.cuda.synchronize()
+    return results
 
 
 def problem(where: str, function: Callable, *arguments: object) -> list[str]:
@@ -364,7 +526,15 @@ def shared_trial() -> tuple[Figures, list[str]]:
     return {"processes": len(pair)}, problems
 
 
-TRIALS = {"ladder": ladder_trial, "small": small_trial, "resume": resume_trial, "shared": shared_trial}
+TRIALS = {
+    "auto": auto_trial,
+    **{f"ladder-{backend}": partial(ladder_trial, backend) for backend in BACKENDS},
+    "batches": batches_trial,
+    "reserve": reserve_trial,
+    "small": small_trial,
+    "resume": resume_trial,
+    "shared": shared_trial,
+}
 
 
 def machine() -> dict[str, str]:
@@ -428,7 +598,7 @@ def check_all(
                 outcomes.append(run(check, work, min(check.limit, left)))
         else:
             reason = f"the {TOTAL} s for all checks are used up"
-            outcomes.append(Outcome(check.name, shlex.join(check.command), SKIPPED, reason, 0.0, {}))
+            outcomes.append(Outcome(check.name, check.text(), SKIPPED, reason, 0.0, {}))
         write_reports(out, hardware, outcomes)
         text = f"{check.name}, {outcomes[-1].seconds:.1f} s: {result(outcomes[-1])}"
         console.print(text, style=COLOURS[outcomes[-1].status], markup=False, highlight=False)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from cuda_emulator import COMPILER, compile_for_cpu, loop_kernels, set_order, sum_kernels
 from ladder import READOUTS, SHAPES, Shape, rung_3, rung_4, states_and_gradients
+from torch.testing._internal.two_tensor import TwoTensor
 
 from torch_rnn.ops import nvrtc, recurrence
 from torch_rnn.testing import assert_parity, tolerance, twice_the_error
@@ -31,7 +32,6 @@ KERNELS += [
 ]
 KERNELS += sum_kernels(("short", "int"), (32, 64, 128))
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the emulator with")
 
 LONG = Shape(5, T=27, D=6, H=40, ids=True, lengths=(27, 1, 16, 0, 8))
 """Steps in groups and single steps; more rows than the emulator's 3 blocks; a multiple of 4."""
@@ -52,6 +52,8 @@ EDGES = (
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """The kernels and the driver on the CPU."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler to build the emulator with")
     return compile_for_cpu([(SOURCE, KERNELS)], tmp_path_factory.mktemp("cuda"))
 
 
@@ -277,10 +279,45 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.torch_rnn.cuda_sum_by_id, (xw.detach(), ids, lengths, 9))
 
 
+def random_weights(device: str) -> list[torch.Tensor]:
+    return [torch.randn(s, device=device, requires_grad=True) for s in ((5, 9), (5,), (5, 5))]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("device", DEVICES)
+def test_several_gradients_in_one_call(device):
+    """As in torch.autograd.functional.jacobian(vectorize=True)."""
+    weights, lengths = random_weights(device), torch.tensor([7, 0, 3], device=device)
+    for x in (torch.randint(9, (3, 7), device=device), torch.randn(3, 7, 9, device=device)):
+        h = recurrence(x, *weights, None, lengths, backend="cuda")
+        upstream = torch.randn(2, *h.shape, device=device)
+        got = torch.autograd.grad(h, weights, upstream, is_grads_batched=True, retain_graph=True)
+        want = [torch.autograd.grad(h, weights, dh, retain_graph=True) for dh in upstream]
+        mapped = torch.func.vmap(lambda dh, h=h: torch.autograd.grad(h, weights, dh, retain_graph=True))(
+            upstream
+        )
+        for results in (got, mapped):
+            for actual, *expected in zip(results, *want, strict=True):
+                assert_parity("gradient", actual, torch.stack(expected).double(), torch.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tensor_subclasses(device):
+    """A TwoTensor has no memory of its own."""
+    weights, ids = random_weights(device), torch.randint(9, (3, 7), device=device)
+    h = recurrence(ids, *weights, backend="cuda")
+    want = [h, *torch.autograd.grad(h.sum(), weights)]
+    pairs = [TwoTensor(w.detach(), w.detach().clone()).requires_grad_() for w in weights]
+    h = recurrence(ids, *pairs, backend="cuda")
+    got = [h, *torch.autograd.grad(h.sum(), pairs)]
+    for actual, expected in zip(got, want, strict=True):
+        assert torch.equal(actual.a, expected)
+        assert torch.equal(actual.b, expected)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled_code_computes_the_same_bits(device):
-    weights = [torch.randn(s, device=device, requires_grad=True) for s in ((5, 9), (5,), (5, 5))]
-    ids = torch.randint(9, (3, 7), device=device)
+    weights, ids = random_weights(device), torch.randint(9, (3, 7), device=device)
 
     def run(*weights):
         return recurrence(ids, *weights, backend="cuda")
@@ -316,7 +353,7 @@ def test_why_the_kernels_do_not_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    reason = cuda.why_not.__wrapped__
+    reason = cuda._why_not.__wrapped__
     capability, gpu = (6, 1), torch.device("cuda")
     assert reason(gpu) == "cuda has compute capability (6, 1); it must be at least (7, 0)"
     capability = (7, 0)
@@ -332,6 +369,44 @@ def test_why_the_kernels_do_not_run(monkeypatch):
     assert reason(gpu) == ""
     assert nvrtc.architecture((8, 9)) == "compute_80"
     assert nvrtc.architecture((9, 0)) == "sm_90"
+
+
+def test_cuda_without_an_index_is_the_current_device(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "_why_not", {torch.device("cuda:0"): "too old", torch.device("cuda:1"): ""}.get)
+    for current, runs in ((0, False), (1, True)):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        assert cuda.runs_on("cuda") == runs
+
+
+class Compiler:
+    """Stands in for NVRTC and counts what it compiles."""
+
+    count = 0
+
+    def nvrtcCompileProgram(self, *_):
+        self.count += 1
+
+    def nvrtcGetLoweredName(self, program, name, mangled):
+        mangled._obj.value = name
+
+    def __getattr__(self, name):
+        return lambda *_: 0
+
+
+def test_devices_of_one_kind_share_a_binary(monkeypatch):
+    monkeypatch.undo()
+    compiler, kernels = Compiler(), []
+    monkeypatch.setattr(nvrtc, "nvrtc", lambda: compiler)
+    monkeypatch.setattr(nvrtc, "Kernel", lambda *given: kernels.append(given))
+    monkeypatch.setattr(nvrtc, "capturing", lambda device: False)
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 + device // 2, 0))
+    for device in range(4):
+        nvrtc.load("a source", "forward", device, 32, 0)
+    assert compiler.count == 2
+    assert [(name, device) for _, name, device, _, _ in kernels] == [("forward", i) for i in range(4)]
 
 
 def test_nvrtc_is_found_in_the_wheels_of_nvidia(monkeypatch, tmp_path):
@@ -365,6 +440,19 @@ def test_autocast_changes_no_bit():
 def test_an_error_of_the_driver_has_its_name(driver):
     with pytest.raises(RuntimeError, match=r"cuModuleGetFunction failed with EMULATED_ERROR \(500\)"):
         nvrtc.Kernel(b"0", "backward<16>", 0, 32, 0)
+
+
+def test_a_lack_of_memory_is_an_error_of_its_own():
+    def function():
+        return nvrtc.OUT_OF_MEMORY
+
+    function.__name__ = "cuModuleLoadData"
+    with pytest.raises(torch.OutOfMemoryError, match="cuModuleLoadData failed"):
+        nvrtc._call(function)
+    function.__name__ = "nvrtcCreateProgram"
+    with pytest.raises(RuntimeError, match="nvrtcCreateProgram failed") as raised:
+        nvrtc._call(function)
+    assert raised.type is RuntimeError
 
 
 def assembly(name: str, architecture: str, folder: Path) -> tuple[str, list[str]]:

@@ -1,6 +1,7 @@
 """The backend "cudnn". PyTorch's own RNN stands in for cuDNN on the CPU, behind the same three operators."""
 
 import importlib
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -247,6 +248,36 @@ def test_tf32_is_off_in_both_passes_and_the_setting_is_restored(stand_in, before
     expected = "none" if before == "none" else "ieee"
     assert {precision for _, precision in stand_in.seen} == {expected}
     assert {name for name, _ in stand_in.seen} == {"forward", "backward"}
+
+
+def test_settings_that_are_inherited_stay_inherited():
+    """In a new process, because the first setting of a process cannot be restored."""
+    code = """
+import importlib, itertools, torch
+backend, b = importlib.import_module("torch_rnn.ops.cudnn"), torch.backends
+def settings():
+    return b.fp32_precision, b.cudnn.fp32_precision, b.cudnn.rnn.fp32_precision, b.cudnn.conv.fp32_precision
+def twice(use):
+    b.fp32_precision = b.cudnn.fp32_precision = "none"
+    seen = []
+    for outer, inner in (("none", "none"), *itertools.product(("ieee", "tf32"), ("none", "ieee", "tf32"))):
+        b.fp32_precision, b.cudnn.fp32_precision = outer, inner
+        before = settings()
+        if use:
+            with backend._without_tf32():
+                assert b.cudnn.rnn.fp32_precision != "tf32", before
+        assert settings() == before
+        for change in ("ieee", "tf32", "none"):
+            b.fp32_precision = change
+            seen.append(settings())
+    return seen
+assert b.cudnn.rnn.fp32_precision == "tf32"
+for own in (None, "none", "tf32", "ieee"):
+    if own is not None:
+        b.cudnn.rnn.fp32_precision = own
+    assert twice(False) == twice(True) == twice(False), own
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("is_ids", [True, False])

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 from ladder import SHAPES, Shape, rung_3, states_and_gradients
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from torch_rnn import RNN
 from torch_rnn.ops import recurrence, which
@@ -18,6 +20,7 @@ from torch_rnn.testing import assert_parity, twice_the_error
 
 backend = importlib.import_module("torch_rnn.ops.triton_backend")
 steps = importlib.import_module("torch_rnn.ops.triton_steps")
+FORWARD = torch.ops.torch_rnn.triton_forward
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
 
@@ -237,6 +240,43 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.torch_rnn.triton_sum_by_id, (xw.detach(), ids, lengths, 9))
 
 
+def random_weights() -> list[torch.Tensor]:
+    return [torch.randn(s, device=DEVICE, requires_grad=True) for s in ((5, 9), (5,), (5, 5))]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_several_gradients_in_one_call():
+    """As in torch.autograd.functional.jacobian(vectorize=True)."""
+    weights, lengths = random_weights(), torch.tensor([7, 0, 3], device=DEVICE)
+    for x in (torch.randint(9, (3, 7), device=DEVICE), torch.randn(3, 7, 9, device=DEVICE)):
+        h = recurrence(x, *weights, None, lengths, backend="triton")
+        upstream = torch.randn(2, *h.shape, device=DEVICE)
+        got = torch.autograd.grad(h, weights, upstream, is_grads_batched=True, retain_graph=True)
+        want = [torch.autograd.grad(h, weights, dh, retain_graph=True) for dh in upstream]
+        mapped = torch.func.vmap(lambda dh, h=h: torch.autograd.grad(h, weights, dh, retain_graph=True))(
+            upstream
+        )
+        for results in (got, mapped):
+            for actual, *expected in zip(results, *want, strict=True):
+                assert_parity("gradient", actual, torch.stack(expected).double(), torch.float32)
+
+
+def test_tensor_subclasses_and_dispatch_modes():
+    """A TwoTensor has no memory of its own, and a mode must see an operator."""
+    weights, ids = random_weights(), torch.randint(9, (3, 7), device=DEVICE)
+    h = recurrence(ids, *weights, backend="triton")
+    want = [h, *torch.autograd.grad(h.sum(), weights)]
+    pairs = [TwoTensor(w.detach(), w.detach().clone()).requires_grad_() for w in weights]
+    h = recurrence(ids, *pairs, backend="triton")
+    got = [h, *torch.autograd.grad(h.sum(), pairs)]
+    for actual, expected in zip(got, want, strict=True):
+        assert torch.equal(actual.a, expected)
+        assert torch.equal(actual.b, expected)
+    with FlopCounterMode(display=False, custom_mapping={FORWARD: lambda *_, **__: 11}) as counter:
+        recurrence(ids, *weights, backend="triton")
+    assert counter.get_total_flops() == 11
+
+
 def test_rounding_to_bfloat16_keeps_large_values_finite():
     eye, zeros = torch.eye(3, device=DEVICE), torch.zeros(1, 2, 3, device=DEVICE)
     h0 = torch.tensor([[3e38, 1.0, 0.0]], device=DEVICE)
@@ -273,6 +313,15 @@ def test_the_comparison_of_auto_goes_step_by_step_too(step_by_step, monkeypatch)
     right = backend.step_by_step
     monkeypatch.setattr(backend, "step_by_step", lambda *args: 1.001 * right(*args))
     assert "differs from eager" in difference(*given)
+
+
+def test_runs_on_nvidias_gpus_only(monkeypatch):
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert backend.runs_on("cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not backend.runs_on("cuda")
 
 
 def test_without_triton_auto_does_not_use_the_kernels(monkeypatch):

@@ -128,7 +128,7 @@ def test_the_table(script, tmp_path, monkeypatch):
     reasons = {check.name: script.missing(check) for check in table}
     assert "has no IMDB reviews" in reasons["IMDB, one epoch, 32-true"]
     assert "is not installed" in reasons["compute-sanitizer, memcheck"]
-    assert not reasons["ladder"]
+    assert not reasons["ladder, cuda"]
     (tmp_path / "aclImdb").mkdir()
     assert not script.missing(next(check for check in table if check.name == "IMDB, one epoch, 32-true"))
 
@@ -153,6 +153,7 @@ def test_scripts_accept_the_arguments_of_the_table(run, script, tmp_path, monkey
         arguments = ["cpu" if argument == "cuda" else argument for argument in arguments]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert entry.main(ROOT / "configs" / "imdb.yaml", [*arguments, "--check"]) == 0
+    assert not any("env" in check.command for check in script.checks(tmp_path))  # Windows has none
     trials = {check.command[-1] for check in script.checks(tmp_path) if "--trial" in check.command}
     assert trials == set(script.TRIALS)
 
@@ -243,21 +244,85 @@ def test_figures_of_the_ladder(script, monkeypatch, capsys):
     import ladder
 
     ops = sys.modules["torch_rnn.ops"]
-    monkeypatch.setattr(ops, "available", lambda *args: ["eager", "bptt"])
-    monkeypatch.setattr(ladder, "available", lambda *args: ["eager", "bptt"])
-    figures, problems = script.ladder_trial("cpu", 2)
+    figures, problems = script.ladder_trial("eager", "cpu", 3)
+    assert (figures, problems) == (
+        {"float32, comparisons": 3, "float64, comparisons": 3, "failed": 0}, [],
+    )  # fmt: skip
+    figures, problems = script.ladder_trial("bptt", "cpu", 3)
     assert figures == {
-        "eager, float32, comparisons": 2, "eager, float64, comparisons": 2,
-        "bptt, float32, comparisons": 8, "bptt, bf16, comparisons": 2, "bptt, float64, comparisons": 8,
+        "float32, comparisons": 3 + 2 * 3 + 1, "bf16, comparisons": 3, "float64, comparisons": 3 + 2 * 3 + 1,
         "failed": 0,
     }, problems  # fmt: skip
     assert problems == []
+    monkeypatch.setattr(ladder, "SHAPES", ladder.SHAPES[:1])
+    assert script.ladder_trial("cudnn", "cpu") == (
+        {"note": "cudnn does not run on this cpu device", "failed": 0}, [],
+    )  # fmt: skip
     right = ops.BACKENDS["bptt"]
     monkeypatch.setitem(ops.BACKENDS, "bptt", lambda *given: tuple(1.01 * part for part in right(*given)))
-    figures, problems = script.ladder_trial("cpu", 1)
+    figures, problems = script.ladder_trial("bptt", "cpu")
     assert figures["failed"] == len(problems) > 8
     assert any(text.startswith("bptt, float64, rung 3 relu") for text in problems)
     assert script.read_trial("noise\n" + json.dumps({"figures": figures, "problems": problems}))[1]
+
+
+def test_the_choice_of_auto(script, monkeypatch):
+    ops = sys.modules["torch_rnn.ops"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    fits = {32: "cuda", 64: "cuda", 128: "cuda", 300: "cudnn"}
+
+    def choice(_, device, dtype, H):
+        other = dtype is torch.float64 or torch.is_autocast_enabled(device)
+        return "triton" if other and H <= 128 else fits[H]
+
+    monkeypatch.setattr(ops, "which", choice)
+    figures, problems = script.auto_trial("cpu")
+    assert problems == []
+    assert figures["H = 128, float32"] == "cuda"
+    assert figures["H = 128, float64"] == figures["H = 128, bf16"] == "triton"
+    assert len(figures) == 9
+
+    def wrong(_, device, dtype, H):
+        if H == 64:
+            ops.auto.log.warning("cuda is not used: h differs")
+        return "bptt" if H <= 64 else choice(_, device, dtype, H)
+
+    monkeypatch.setattr(ops, "which", wrong)
+    _, problems = script.auto_trial("cpu")
+    assert problems == [
+        "H = 32, float32: auto is bptt, not cuda: cpu is not a CUDA GPU that this PyTorch can use",
+        "H = 64, float32: auto is bptt, not cuda: cuda is not used: h differs",
+        "H = 32, bf16: auto is bptt, not triton: triton does not run here",
+        "H = 64, bf16: auto is bptt, not triton: cuda is not used: h differs",
+    ]
+
+
+def test_large_batches_and_the_reserve_space(script, monkeypatch, capsys):
+    ops = sys.modules["torch_rnn.ops"]
+    monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt"])
+    assert script.batches_trial("cpu", ((3, 4),))[1] == ["no fused backend runs here"]
+    monkeypatch.setitem(ops.BACKENDS, "triton", ops.BACKENDS["bptt"])
+    monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt", "triton"])
+    figures, problems = script.batches_trial("cpu", ((30, 4),))
+    assert (figures, problems) == ({"backends": "triton", "batches": 1, "failed": 0}, [])
+    monkeypatch.setattr(script, "replayed", lambda function, x: function(x))
+    assert script.reserve_trial("bptt", "cpu") == ({"comparisons": 6, "failed": 0}, [])
+    right = ops.BACKENDS["bptt"]
+    monkeypatch.setitem(ops.BACKENDS, "triton", lambda *given: tuple(1.01 * part for part in right(*given)))
+    _, problems = script.batches_trial("cpu", ((30, 4),))
+    assert [text.split(":")[0] for text in problems] == [
+        "triton, B = 30, H = 4", "triton, B = 30, H = 4, bf16",
+    ]  # fmt: skip
+    monkeypatch.setattr(script, "replayed", lambda function, x: function(x.flip(0)))
+    assert len(script.reserve_trial("bptt", "cpu")[1]) == 2
+
+
+def test_environment_variables_reach_a_check_and_its_report(script, check, tmp_path):
+    code = "import os; print(os.environ['A_VARIABLE'])"
+    chosen = check("variable", code, lambda output: ({"value": output.strip()}, ""))
+    outcome = script.run(chosen._replace(environment=(("A_VARIABLE", "a b"),)), tmp_path, 10)
+    assert outcome.figures == {"value": "a b"}
+    assert outcome.command.startswith("'A_VARIABLE=a b' ")
 
 
 def test_figures_of_compute_sanitizer(script, monkeypatch):

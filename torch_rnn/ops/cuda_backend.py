@@ -9,7 +9,7 @@ are deterministic, and a row's states do not depend on the other rows.
 
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_rnn.ops import nvrtc
 from torch_rnn.ops.bptt import derivatives
-from torch_rnn.ops.inputs import add_at_ids, project
+from torch_rnn.ops.inputs import add_at_ids, needs_operators, project
 
 NONLINEARITIES = ("tanh", "relu", "linear")
 MAX_H = 128
@@ -39,9 +39,15 @@ def runs_on(device: torch.device | str) -> bool:
     return not why_not(torch.device(device))
 
 
-@cache
 def why_not(device: torch.device) -> str:
     """Returns why the kernels do not run on a device; an empty string if they do."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _why_not(device)
+
+
+@cache
+def _why_not(device: torch.device) -> str:
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
         return f"{device} is not a CUDA GPU that this PyTorch can use"
     capability = torch.cuda.get_device_capability(device)
@@ -81,9 +87,7 @@ def cuda_backend(
 ) -> tuple[Tensor, Tensor]:
     """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
     check_size(Whh.dtype, len(Whh))
-    # torch.compile and dispatch modes need an operation; the autograd.Function costs less time on the host.
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    run = forward if traced else _Recurrence.apply
+    run = forward if needs_operators(x, Wxh, bh, Whh, h0, lengths) else _Recurrence.apply
     if x.is_floating_point() or Wxh.shape[1] > MAX_D:
         xw = project(x, Wxh, bh, lengths).transpose(0, 1)
         hs, hT = run(xw, None, None, None, Whh, h0, lengths, nonlinearity)
@@ -196,12 +200,16 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dhs, dhT):
+        if needs_operators(dhs, dhT):
+            return _differentiate(ctx, dhs, dhT, backward, sum_by_id)
         return _differentiate(ctx, dhs, dhT, _backward, _sum_by_id)
 
 
-forward = torch.library.custom_op("torch_rnn::cuda_forward", _forward, mutates_args=())
-backward = torch.library.custom_op("torch_rnn::cuda_backward", _backward, mutates_args=())
-sum_by_id = torch.library.custom_op("torch_rnn::cuda_sum_by_id", _sum_by_id, mutates_args=())
+# Without device types, vmap would pass its batched tensors on to the kernels.
+operator = partial(torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda"))
+forward = operator("torch_rnn::cuda_forward", _forward)
+backward = operator("torch_rnn::cuda_backward", _backward)
+sum_by_id = operator("torch_rnn::cuda_sum_by_id", _sum_by_id)
 
 
 @forward.register_fake

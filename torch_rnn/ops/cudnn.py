@@ -187,15 +187,37 @@ def _layout(
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Turns TF32 off for cuDNN's RNNs. The setting belongs to the process, so other threads wait."""
-    settings = torch.backends.cudnn.rnn
+    """Turns TF32 off for cuDNN's RNNs. The setting belongs to the process, so other threads wait.
+
+    The RNNs may inherit their setting. To inherit cannot be restored, so then the inherited setting changes.
+    """
+    rnn, parent = torch.backends.cudnn.rnn, torch.backends.cudnn
     with _PRECISION:
-        before = settings.fp32_precision
-        if before != "tf32":
+        if rnn.fp32_precision != "tf32":
             yield
             return
-        settings.fp32_precision = "ieee"
+        before = _own_precision()
+        parent.fp32_precision = "ieee"
+        try:
+            if rnn.fp32_precision != "tf32":
+                yield
+                return
+        finally:
+            parent.fp32_precision = before
+        rnn.fp32_precision = "ieee"
         try:
             yield
         finally:
-            settings.fp32_precision = before
+            rnn.fp32_precision = "tf32"
+
+
+def _own_precision() -> str:
+    """Returns torch.backends.cudnn.fp32_precision, or "none" if that is inherited from torch.backends."""
+    value, parent = torch.backends.cudnn.fp32_precision, torch.backends.fp32_precision
+    if value == "none" or value != parent:
+        return value
+    torch.backends.fp32_precision = "ieee" if value == "tf32" else "tf32"
+    try:
+        return value if torch.backends.cudnn.fp32_precision == value else "none"
+    finally:
+        torch.backends.fp32_precision = parent

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TRUSTED = ContextVar("trusted", default=False)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def real_steps(lengths: Tensor, T: int) -> Tensor:
@@ -24,6 +25,24 @@ def readable(value: Tensor) -> bool:
         and not torch._C._functorch.is_functorch_wrapped_tensor(value)
         and not _TRUSTED.get()
     )
+
+
+def needs_operators(*tensors: Tensor | None) -> bool:
+    """Returns whether kernels must be called as PyTorch's operators instead of directly, which is faster.
+
+    torch.compile, dispatch modes, vmap and tensor subclasses handle operators; kernels need real addresses.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or any(tensor is not None and _has_no_address(tensor) for tensor in tensors)
+    )
+
+
+def _has_no_address(tensor: Tensor) -> bool:
+    """Returns whether a tensor may have no memory of its own. In is_grads_batched, its type is Tensor too."""
+    return type(tensor) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch_rnn.ops.graphs import capturing
 
 log = logging.getLogger(__name__)
 _Pointers = c_char_p * 1
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 SM_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
 
@@ -139,6 +140,7 @@ def load(source: str, name: str, device: int, threads: int, shared: int) -> Kern
     return Kernel(binary, mangled, device, threads, shared)
 
 
+@cache
 def build(source: str, name: str, architecture: str) -> tuple[bytes, str]:
     """Compiles one kernel of a source; `name` is a C++ expression, such as "forward<32>".
 
@@ -197,7 +199,8 @@ def _current(context: int) -> Iterator[None]:
 def _call(function: Callable[..., int], *arguments) -> None:
     status = function(*arguments)
     if status:
-        raise RuntimeError(_message(function.__name__, status))
+        no_memory = function.__name__.startswith("cu") and status == OUT_OF_MEMORY
+        raise (torch.OutOfMemoryError if no_memory else RuntimeError)(_message(function.__name__, status))
 
 
 def _message(function: str, status: int) -> str:

@@ -13,7 +13,7 @@ stay float32. The products that PyTorch computes (xw, step by step, and dWhh of 
 """
 
 import contextlib
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torch_rnn.ops.bptt import derivatives, sum_of_products
 from torch_rnn.ops.graphs import on_device
-from torch_rnn.ops.inputs import add_at_ids, project
+from torch_rnn.ops.inputs import add_at_ids, needs_operators, project
 from torch_rnn.ops.triton_steps import back_step_by_step, kernels, step_by_step
 
 NONLINEARITIES = ("tanh", "relu", "linear")  # those of `apply` in triton_kernels.py
@@ -52,8 +52,9 @@ def runs_on(device: torch.device | str) -> bool:
         return False
     if torch.device(device).type == "cpu":
         return interpreted()
-    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available() and not interpreted()
-    return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available() or torch.version.hip:
+        return False
+    return not interpreted() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def matmul_precision() -> str:
@@ -126,9 +127,8 @@ def triton_backend(
         xw, ids = (project(x, Wxh, bh, lengths), None) if x.is_floating_point() else (None, x)
         if ids is None:  # project has used them
             Wxh = bh = None
-        if not torch.compiler.is_compiling():
+        if not needs_operators(x, xw, Wxh, bh, Whh, h0, lengths):
             return _Recurrence.apply(xw, ids, Wxh, bh, Whh, h0, lengths, nonlinearity, chosen)
-        # This takes more time, but torch.compile keeps it whole.
         xw, columns = None if xw is None else xw.transpose(0, 1), None if Wxh is None else Wxh.t()
         hs, hT = forward_operator(xw, ids, columns, bh, Whh, h0, lengths, nonlinearity, chosen)
         return hs.transpose(0, 1), hT
@@ -250,9 +250,11 @@ def sum_by_id(das: Tensor, ids: Tensor, lengths: Tensor | None, D: int) -> Tenso
     return dcolumns
 
 
-forward_operator = torch.library.custom_op("torch_rnn::triton_forward", forward, mutates_args=())
-backward_operator = torch.library.custom_op("torch_rnn::triton_backward", backward, mutates_args=())
-sum_by_id_operator = torch.library.custom_op("torch_rnn::triton_sum_by_id", sum_by_id, mutates_args=())
+# Without device types, vmap would pass its batched tensors on to the kernels.
+operator = partial(torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda"))
+forward_operator = operator("torch_rnn::triton_forward", forward)
+backward_operator = operator("torch_rnn::triton_backward", backward)
+sum_by_id_operator = operator("torch_rnn::triton_sum_by_id", sum_by_id)
 
 
 @forward_operator.register_fake
@@ -336,8 +338,11 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx, dh, dhT):
         ids, Whh, h0, lengths, h = ctx.saved_tensors
         dhs = None if dh is None else dh.transpose(0, 1)
+        functions = backward, sum_by_id
+        if needs_operators(dh, dhT):
+            functions = backward_operator, sum_by_id_operator
         dxw, _, dcolumns, *gradients = _all_gradients(
-            ctx, backward, sum_by_id, dhs, dhT, h.transpose(0, 1), ids, Whh, h0, lengths
+            ctx, *functions, dhs, dhT, h.transpose(0, 1), ids, Whh, h0, lengths
         )
         dxw, dWxh = None if dxw is None else dxw.transpose(0, 1), None if dcolumns is None else dcolumns.t()
         return dxw, None, dWxh, *gradients, None, None, None

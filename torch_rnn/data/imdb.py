@@ -85,11 +85,9 @@ class IMDB(Corpus):
         return [path], fingerprint(path), partial(read_reviews, path)
 
     def unlabelled_source(self) -> Source:
-        path = self.unlabelled or find_unlabelled(self.root)
-        if path.is_file() and path.suffix not in COMPRESSED:
-            return self.unlabelled_documents(path, "unlabelled")
-        if path.is_dir() and not (path / "train" / "unsup").is_dir():
-            path = find_unlabelled(path)
+        if self.unlabelled is not None and not is_imdb(self.unlabelled):
+            return self.unlabelled_documents(self.unlabelled, "unlabelled")
+        path = find_unlabelled(self.root) if self.unlabelled is None else unlabelled_in(self.unlabelled)
         return Source(path, fingerprint(path, UNSUP), partial(read_unlabelled, path), has_films=True)
 
     def setup(self, stage: str | None = None) -> None:
@@ -134,6 +132,19 @@ def find_unlabelled(root: Path) -> Path:
     folder = root.parent if root.is_file() or root.name == "aclImdb" else root
     archives = [path for path in folder.glob("aclImdb-unsup.tar.*") if path.suffix in COMPRESSED]
     return min(archives) if archives else find_reviews(root)
+
+
+def unlabelled_in(path: Path) -> Path:
+    """Returns an archive as it is, and otherwise the result of `find_unlabelled`."""
+    return path if path.is_file() or (path / "train" / "unsup").is_dir() else find_unlabelled(path)
+
+
+def is_imdb(path: Path) -> bool:
+    """Whether a path is IMDB's archive or folder, or a folder with one of them."""
+    if not path.is_dir():
+        return path.suffix in COMPRESSED
+    is_folder = (path / "train" / "unsup").is_dir() or (path / "train" / "pos").is_dir()
+    return is_folder or (path / "aclImdb").is_dir() or any(path.glob("aclImdb*.tar.*"))
 
 
 def fingerprint(path: Path, wanted: re.Pattern = LABELLED) -> dict[str, Any]:

@@ -230,3 +230,13 @@ def test_a_failure_leaves_the_old_file(run, files, tmp_path, monkeypatch):
     given[-1] = tmp_path / "soft.parquet"
     assert run("label", "--teacher", "ngrams", "--data", files / "more.jsonl", *given) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more.jsonl", "soft.jsonl"]
+
+
+@pytest.mark.bad_input
+def test_without_scikit_learn_a_training_says_so(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    settings = ["--data.teacher=ngrams", f"--data.unlabelled={files / 'more.jsonl'}"]
+    assert train(files, tmp_path / "run", *settings, f"--data.cache={tmp_path / 'cache'}") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line == "error: the teacher ngrams needs scikit-learn: pip install scikit-learn"
+    assert not (tmp_path / "run" / "results.json").exists()

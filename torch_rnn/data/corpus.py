@@ -54,6 +54,8 @@ class Corpus(SequenceData):
     """The labels in the documents, in the order of the classes."""
     films = False
     """Whether a group of documents is a film; else it is the text itself."""
+    text_column = "text"
+    """The column of the texts in files of unlabelled texts."""
 
     def __init__(
         self,
@@ -64,30 +66,14 @@ class Corpus(SequenceData):
         batch_size: int,
         seed: int,
         word_dropout: float,
-        unlabelled: str | None,
-        teacher: str | None,
-        temperature: float,
-        confidence: float,
-        teacher_weight: float,
+        unlabelled: str | None = None,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        confidence: float = 0.0,
+        teacher_weight: float = 1.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
-        given = {"temperature": temperature, "confidence": confidence, "teacher_weight": teacher_weight}
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature}; it must be at least 0")
-        if not 0 <= confidence < 1:
-            raise ValueError(f"confidence is {confidence}; it must be at least 0 and below 1")
-        if not 0 < teacher_weight < float("inf"):
-            raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
-        if teacher is None:
-            for name, value in {"unlabelled": unlabelled, **given}.items():
-                if value != {"unlabelled": None, "confidence": 0}.get(name, 1):
-                    raise ValueError(
-                        f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
-                    )
-        elif teacher != teaching.NGRAMS and unlabelled is not None:
-            raise ValueError(
-                f"unlabelled is {unlabelled}; the texts of the teacher {teacher} are in its file"
-            )
+        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight)
         self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
         self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
         self.ngrams: Path | None = None
@@ -100,9 +86,6 @@ class Corpus(SequenceData):
         self.input_size = self.max_features = max_features
         self.maxlen, self.validation = maxlen, validation
         self.tokens: Path | None = None
-
-    text_column = "text"
-    """The column of the texts in files of unlabelled texts."""
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], Mapping[str, Documents]]]:
         """Returns the paths of the source, its fingerprint and a function that opens "train" and "test"."""
@@ -209,3 +192,28 @@ class Corpus(SequenceData):
         index = np.concatenate([fitted, len(train.labels) + found.index[chosen]])
         gold = np.eye(len(self.classes), dtype=np.float32)[labels]
         return joined(train, more), index, np.concatenate([gold, targets])
+
+
+def _check_teacher(
+    teacher: str | None, unlabelled: str | None, temperature: float, confidence: float, teacher_weight: float
+) -> None:
+    """Raises ValueError for a setting that is out of range or would be ignored."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be at least 0")
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must be at least 0 and below 1")
+    if not 0 < teacher_weight < float("inf"):
+        raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
+    if teacher is None:
+        for name, value, default in (
+            ("unlabelled", unlabelled, None),
+            ("temperature", temperature, 1),
+            ("confidence", confidence, 0),
+            ("teacher_weight", teacher_weight, 1),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
+                )
+    elif teacher != teaching.NGRAMS and unlabelled is not None:
+        raise ValueError(f"unlabelled is {unlabelled}; the texts of the teacher {teacher} are in its file")

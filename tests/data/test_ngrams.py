@@ -163,6 +163,16 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
         assert teacher[split] == (p.argmax(1) == right).mean()
 
 
+def test_the_teacher_does_not_see_what_validation_holds_out(files):
+    data = texts(files)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    expected = NGrams.fit(train, fitted, len(teaching.words(data.tokens)), 2)
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    assert np.array_equal(model.keys, expected.keys)
+    assert np.array_equal(model.weights, expected.weights)
+
+
 def test_temperature_confidence_and_weight(files):
     p = texts(files).splits["train"][1][90:].astype(float)
     sharp = p**2 / (p**2).sum(1, keepdims=True)

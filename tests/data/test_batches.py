@@ -56,6 +56,14 @@ def test_word_dropout_removes_half_of_the_words_and_never_all():
     assert not torch.equal(first.lengths, next_step.lengths)
 
 
+def test_distributions_are_labels_of_sequences_and_not_of_steps():
+    labels = np.array([[0.5, 0.5], [0.2, 0.8], [1.0, 0.0]], dtype=np.float32)
+    rows = [np.array([1, 2]), np.array([3]), np.array([4, 5, 6])]
+    batch = Sequences(rows, labels)[BatchIndices((0,), np.array([2, 1]))]
+    assert torch.equal(batch.labels, torch.from_numpy(labels[[2, 1]]))
+    assert (batch.scored, batch.tokens) == (2, 4)
+
+
 def test_collate_pads_sequences_and_labels():
     x, lengths, labels, *_ = collate([np.array([3, 1], dtype=np.int32), np.array([2])], [1, 0])
     assert x.tolist() == [[3, 1], [2, 0]]

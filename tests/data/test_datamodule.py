@@ -28,6 +28,8 @@ def ragged(ids):
         ([np.array([[0.0, np.nan, 1.0]])], [0], "the test data: x has NaN"),
         ([np.array([0])], [2], r"the test data: labels are in 2\.\.2; they must be in 0\.\.1"),
         ([np.array([0])], [0.5], r"the test data: labels are torch\.float64"),
+        ([np.array([0])], np.array([[0.5, 0.3, 0.2]]), r"the test data: labels have shape \(1, 3\)"),
+        ([np.array([0])], np.array([[1.5, -0.5]]), "the test data: labels have a distribution with a negat"),
         (ragged([1, -1]), [0], r"the test data: x has ids in -1\.\.-1; they must be at least 0"),
     ],
 )
@@ -44,6 +46,15 @@ def test_good_values_are_kept():
     assert sorted(batch.x.tolist()) == [[0, 0], [0, 2]]
     assert sorted(batch.lengths.tolist()) == [0, 2]
     assert next(iter(data.test_dataloader())).x.tolist() == [[0, 0]]
+
+
+def test_the_fingerprint_knows_distributions():
+    fingerprints = set()
+    for p in (0.3, 0.4):
+        data = Data()
+        data.add_split("train", ragged([1, 2]), np.array([[p, 1 - p]]))
+        fingerprints.add(data.fingerprint()["data"])
+    assert len(fingerprints) == 2
 
 
 @pytest.mark.bad_input

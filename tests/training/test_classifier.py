@@ -57,6 +57,19 @@ def test_metrics_weigh_every_scored_output_alike(tmp_path, readout, C):
     assert found["test/accuracy"] == pytest.approx(sum(hits) / len(hits), rel=1e-6)
 
 
+@pytest.mark.parametrize("C", [1, 2])
+def test_distributions_are_scored_by_their_most_probable_class(tmp_path, C):
+    model = Classifier(9, 5, C)
+    x, lengths, labels, *_ = batch(8, "last", 0)
+    soft = 0.7 * torch.eye(2)[labels] + 0.3 * torch.eye(2)[1 - labels]
+    (found,) = trainer(tmp_path).test(model, Data([Batch(x, lengths, soft)]), verbose=False)
+    logits = model.rnn(x, lengths)
+    expected = 0.7 * cross_entropy(logits, labels) + 0.3 * cross_entropy(logits, 1 - labels)
+    assert found["test/loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+    accuracy = (model.rnn.predict(x, lengths) == labels).float().mean()
+    assert found["test/accuracy"] == pytest.approx(float(accuracy))
+
+
 @pytest.mark.parametrize(("algorithm", "clip"), [("value", 1e-3), ("norm", 1e-3)])
 def test_the_trainer_clips(tmp_path, algorithm, clip):
     seed_everything(0)

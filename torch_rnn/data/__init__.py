@@ -2,6 +2,7 @@
 
 A data set yields documents, `tokens` writes their ids to a cache once, and `batches` draws batches of similar
 length from it. Reading order: text, documents, tokens, cache, batches, datamodule, corpus, the data sets.
+`teaching` gives unlabelled texts the labels of a teacher: `ngrams`, or a file.
 """
 
 from torch_rnn import lazy

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     lengths: Tensor
     """(B,)"""
     labels: Tensor
-    """(B,), or (B, T) with one label a step."""
+    """(B,), or (B, T) with one label a step, or floats (B, C) with a distribution over the classes."""
     scored: int | None = None
     """The number of labels in the whole batch, of which this may be one process's part; None if it is all."""
     tokens: int | None = None
@@ -163,7 +163,8 @@ class Sequences(Dataset):
 
     Args:
         sequences: Arrays (T,) of ids or (T, D) of floats.
-        labels: One label a sequence, or an array (T,) with one a step.
+        labels: One label a sequence, or an array (T,) with one a step; or an array (n, C) of floats, a
+            distribution over the classes for each sequence.
         word_dropout: The probability with which a step is removed, which shortens the sequence (Iyyer et al.,
             2015, section 3). A sequence that would lose all its steps keeps them all.
         shard: The part of each batch to make. Randomness is drawn for the whole batch, so the batch does not
@@ -186,14 +187,14 @@ class Sequences(Dataset):
     def __getitem__(self, batch: BatchIndices) -> Batch:
         rank, world = self.shard
         steps, counts = self._drop_steps(self.lengths[batch.rows], batch.seed)
-        labels = self._labels_of(batch.rows)
+        labels = stack(self._labels_of(batch.rows))
         tokens = len(steps)
-        scored = tokens if np.ndim(labels[0]) else len(labels)
+        scored = tokens if labels.dim() > 1 and not labels.is_floating_point() else len(labels)
         if world > 1:
             mine = np.arange(len(counts)) % world == rank
             steps, counts = steps[np.repeat(mine, counts)], np.where(mine, counts, 0)
         x, lengths = self._take(batch.rows, steps, counts), counts[rank::world]
-        return Batch(pad(x, lengths), torch.from_numpy(lengths), stack(labels)[rank::world], scored, tokens)
+        return Batch(pad(x, lengths), torch.from_numpy(lengths), labels[rank::world], scored, tokens)
 
     def _drop_steps(self, lengths: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the remaining steps (N,), counted through the rows, and their number (n,) in each row."""
@@ -246,7 +247,9 @@ def pad(flat: np.ndarray, lengths: np.ndarray) -> Tensor:
 
 
 def stack(labels: Sequence[np.ndarray | int]) -> Tensor:
-    """Returns the labels as (n,), or as (n, T) padded with zeros where there is one a step."""
+    """Returns the labels as (n,), as (n, T) padded with zeros for one a step, or as floats (n, C)."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":
+        return torch.from_numpy(labels)
     if np.ndim(labels[0]):
         return pad(np.concatenate(labels), lengths_of(labels))
     return torch.from_numpy(np.array(labels)).long()

@@ -2,18 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from torch_rnn.data import teaching
 from torch_rnn.data.batches import RaggedSequences
 from torch_rnn.data.cache import cached
 from torch_rnn.data.datamodule import SequenceData, check_positive
-from torch_rnn.data.documents import Documents
+from torch_rnn.data.documents import Documents, documents
+from torch_rnn.data.teaching import Source
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
-from torch_rnn.data.tokens import grouped_split, read_tokens, write_tokens
+from torch_rnn.data.tokens import UNLABELLED, Tokens, grouped_split, joined, read_tokens, write_tokens
 from torch_rnn.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,10 @@ class Corpus(SequenceData):
 
     A subclass implements `source`.
 
+    With a teacher, training uses unlabelled texts, too: their label is the teacher's distribution over the
+    classes, and the loss is the cross-entropy with it. A text that has a label of its own keeps it. An
+    unlabelled text of a held-out group, or equal to a held-out text, is left out.
+
     Args:
         cache: The folder for the tokens; None is data/cache.
         max_features: The number of ids: `<unk>` and the most frequent words of the training texts.
@@ -34,10 +40,22 @@ class Corpus(SequenceData):
         batch_size: Sequences in a batch.
         seed: The seed of the order of the batches and of word dropout.
         word_dropout: The probability with which a training text loses each of its tokens in a step.
+        unlabelled: The file or folder of the texts for the teacher "ngrams" to label, in the formats of
+            `documents`.
+        teacher: "ngrams" for the `NGrams` that are fitted on the training texts; a file that scripts/label.py
+            has written, with texts and their probabilities; or None.
+        temperature: The teacher's probabilities p become p ** (1 / temperature), divided by their sum. They
+            are less certain above 1; 0 leaves the most probable class alone.
+        confidence: Texts whose most probable class has a lower probability than this are not trained on.
+        teacher_weight: The weight in the loss of a text with the teacher's label; a labelled text has 1.
     """
 
     labels: tuple[str, ...] = ()
     """The labels in the documents, in the order of the classes."""
+    films = False
+    """Whether a group of documents is a film; else it is the text itself."""
+    text_column = "text"
+    """The column of the texts in files of unlabelled texts."""
 
     def __init__(
         self,
@@ -48,8 +66,19 @@ class Corpus(SequenceData):
         batch_size: int,
         seed: int,
         word_dropout: float,
+        unlabelled: str | None = None,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        confidence: float = 0.0,
+        teacher_weight: float = 1.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
+        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight)
+        self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
+        self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
+        self.ngrams: Path | None = None
+        self.more_tokens: Path | None = None
+        self.teachers_labels: teaching.Labels | None = None
         check_positive(max_features=max_features, maxlen=maxlen)
         if not 0 < validation < 1:
             raise ValueError(f"validation is {validation}; it must be between 0 and 1")
@@ -62,8 +91,36 @@ class Corpus(SequenceData):
         """Returns the paths of the source, its fingerprint and a function that opens "train" and "test"."""
         raise NotImplementedError
 
+    def unlabelled_source(self) -> Source:
+        """Returns the unlabelled texts that the settings name."""
+        if self.unlabelled is None:
+            raise RunError("the teacher ngrams has no texts to label; name some with --data.unlabelled")
+        return self.unlabelled_documents(self.unlabelled, "unlabelled")
+
+    def unlabelled_documents(self, path: Path, split: str, probabilities: Sequence[str] = ()) -> Source:
+        """Returns the unlabelled texts of a file in one of the formats of `documents`."""
+        source = documents(path, self.text_column, None, split, probabilities)
+        return Source(path, source.fingerprint(), lambda: source, has_films=False)
+
     def prepare_data(self) -> None:
-        """Finds the documents, and tokenizes them if they are not in the cache."""
+        """Finds the documents, and tokenizes and labels what is not in the cache."""
+        self.prepare_tokens()
+        if self.teacher is None or self.teachers_labels is not None:
+            return
+        if self.teacher == teaching.NGRAMS:
+            source = self.unlabelled_source()
+            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation)
+        else:
+            columns = [f"p_{name}" for name in self.classes]
+            source = self.unlabelled_documents(Path(self.teacher), "teacher", columns)
+        self.more_tokens = teaching.tokenized(self.cache, self.name, self.tokens, source)
+        film = ("known" if source.has_films else "unknown") if self.films else None
+        self.teachers_labels = teaching.labelled(
+            self.cache, self.tokens, self.validation, self.more_tokens, self.ngrams, film
+        )
+
+    def prepare_tokens(self) -> None:
+        """Finds the labelled documents, and tokenizes them if they are not in the cache."""
         if self.tokens is not None:
             return
         paths, fingerprint, open_splits = self.source()
@@ -87,12 +144,76 @@ class Corpus(SequenceData):
         fitted, held_out = grouped_split(train.keys, self.validation)
         if len(fitted) == 0:
             raise RunError(f"validation is {self.validation}; that leaves no data for training")
-        for split, tokens, index in (
-            ("train", train, fitted),
-            ("validation", train, held_out),
-            ("test", test, np.arange(len(test.labels))),
-        ):
+        self.labelled = len(fitted)
+        for split, (tokens, index, labels) in {
+            "train": self._with_teacher(train, fitted),
+            "validation": (train, held_out, np.asarray(train.labels)[held_out]),
+            "test": (test, np.arange(len(test.labels)), np.array(test.labels)),
+        }.items():
             sequences = RaggedSequences(tokens.ids, tokens.offsets, index, self.maxlen, self.max_features)
-            self.add_split(split, sequences, np.asarray(tokens.labels)[index])
+            self.add_split(split, sequences, labels)
         sizes = ", ".join(f"{split} {len(labels):,}" for split, (_, labels) in self.splits.items())
         log.info("%s: %s texts; %s words", self.name, sizes, f"{len(self.vocabulary):,}")
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the numbers of texts, what was left out, and the teacher's accuracy."""
+        if self.teachers_labels is None:
+            return {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+        scores = {"validation": None, "test": None}
+        if self.ngrams is not None:
+            scores = teaching.scores(self.ngrams, self.tokens)
+        labels = len(self.splits["train"][1]) - self.labelled
+        return {
+            "labelled": self.labelled,
+            "unlabelled": self.teachers_labels.texts,
+            "left_out": self.teachers_labels.left_out,
+            "teacher": {"name": self.teacher, **scores, "labels": labels},
+        }
+
+    def _with_teacher(self, train: Tokens, fitted: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
+        """Returns tokens, the numbers of the training texts in them, and their labels."""
+        labels = np.asarray(train.labels)[fitted]
+        found = self.teachers_labels
+        if found is None:
+            return train, fitted, labels
+        chosen, targets = teaching.targets(
+            found.probabilities, self.temperature, self.confidence, self.teacher_weight
+        )
+        counts = ", ".join(
+            f"{'an unknown number' if n is None else f'{n:,}'} for a {reason}"
+            for reason, n in found.left_out.items()
+        )
+        log.info(
+            "the teacher %s labels %s of %s unlabelled texts; left out: %s, and %s below the confidence %s",
+            self.teacher, f"{len(chosen):,}", f"{found.texts:,}", counts,
+            f"{len(found.index) - len(chosen):,}", self.confidence,
+        )  # fmt: skip
+        more = read_tokens(self.more_tokens, UNLABELLED)
+        index = np.concatenate([fitted, len(train.labels) + found.index[chosen]])
+        gold = np.eye(len(self.classes), dtype=np.float32)[labels]
+        return joined(train, more), index, np.concatenate([gold, targets])
+
+
+def _check_teacher(
+    teacher: str | None, unlabelled: str | None, temperature: float, confidence: float, teacher_weight: float
+) -> None:
+    """Raises ValueError for a setting that is out of range or would be ignored."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be at least 0")
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must be at least 0 and below 1")
+    if not 0 < teacher_weight < float("inf"):
+        raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
+    if teacher is None:
+        for name, value, default in (
+            ("unlabelled", unlabelled, None),
+            ("temperature", temperature, 1),
+            ("confidence", confidence, 0),
+            ("teacher_weight", teacher_weight, 1),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
+                )
+    elif teacher != teaching.NGRAMS and unlabelled is not None:
+        raise ValueError(f"unlabelled is {unlabelled}; the texts of the teacher {teacher} are in its file")

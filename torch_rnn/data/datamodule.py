@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch_rnn.data.batches import (
 )
 from torch_rnn.data.text import Vocabulary
 from torch_rnn.errors import RunError
-from torch_rnn.losses import check_labels
+from torch_rnn.losses import check_distributions, check_labels
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.checks import check_values
 
@@ -73,7 +74,10 @@ class SequenceData(LightningDataModule):
             for x in [np.array([sequences.flat.min(initial=0)])] if ragged else sequences:
                 check_values(torch.from_numpy(x), None if ragged else self.input_size, None, None)
             for y in labels if self.labels_steps else [np.asarray(labels)]:
-                check_labels(torch.from_numpy(y), y.shape, len(self.classes))
+                if y.ndim == 2:
+                    check_distributions(torch.from_numpy(y), y.shape[:1], len(self.classes))
+                else:
+                    check_labels(torch.from_numpy(y), y.shape, len(self.classes))
         except (TypeError, ValueError) as error:
             raise RunError(f"the {split} data: {error}") from error
         self.splits[split] = (sequences, labels)
@@ -90,7 +94,7 @@ class SequenceData(LightningDataModule):
             digest.update(lengths_of(sequences).astype(np.int64).data)
             if not isinstance(labels, np.ndarray):
                 labels = np.concatenate([np.atleast_1d(y) for y in labels])
-            digest.update(labels.astype(np.int64).data)
+            digest.update(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64).data)
         return {**digests, "data": digest.hexdigest()}
 
     def check_compatible(self, rnn: RNN) -> None:
@@ -106,6 +110,10 @@ class SequenceData(LightningDataModule):
     def remarks(self, rnn: RNN) -> list[str]:
         """Returns sentences about the trained rnn for the report, beside loss and accuracy."""
         return []
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what results.json says about the training data."""
+        return {}
 
     def train_dataloader(self) -> Loader:
         return self.loader("train", self._shard())

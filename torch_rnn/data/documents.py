@@ -1,12 +1,14 @@
-"""Labelled texts from files, read as a stream that can begin at any document.
+"""Texts from files, read as a stream that can begin at any document.
 
 The formats are CSV and TSV with a header, JSON lines, Parquet files or a folder of them, and a folder with
-one folder of .txt files for each class. All text is in UTF-8.
+one folder of .txt files for each class. All text is in UTF-8. A text has a label, or one probability for each
+class, or neither.
 """
 
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ class Document(NamedTuple):
     label: str
     group: str
     """Documents of one group stay in one split: the film of a review, or the text itself."""
+    probabilities: tuple[float, ...] = ()
+    """One for each class, or none."""
 
 
 Position = tuple[int, int]
@@ -67,29 +71,37 @@ def reading(name: Path | str) -> Iterator[None]:
 
 
 def documents(
-    path: Path, text: str = "text", label: str = "label", split: str = "train"
-) -> "ColumnFile | ParquetFiles | ClassFolders":
-    """Opens a file with the columns `text` and `label`, a folder of Parquet files, or one of class folders.
+    path: Path,
+    text: str = "text",
+    label: str | None = "label",
+    split: str = "train",
+    probabilities: Sequence[str] = (),
+) -> "ColumnFile | ParquetFiles | TextFolders":
+    """Opens a file with a column of texts, a folder of Parquet files, or folders of .txt files.
 
     Args:
         path: The file or folder.
         text: The column of the texts.
-        label: The column of the labels.
+        label: The column of the labels; None for texts without.
         split: The split to take from a folder with the Parquet files of several splits.
+        probabilities: The columns with the probability of each class.
     """
+    columns = Columns(text, label, tuple(probabilities))
     if path.is_dir():
         shards = sorted(path.glob("[!.]*.parquet"))
         if shards and not any(path.glob("[!.]*/*.txt")):
-            return ParquetFiles(_shards_of_split(path, shards, split), text, label)
-        return ClassFolders(path)
+            return ParquetFiles(_shards_of_split(path, shards, split), columns)
+        if probabilities:
+            raise RunError(f"{path} is a folder, which has no probabilities; it must be a {SUFFIXES} file")
+        return TextFolders(path, labelled=label is not None)
     if not path.is_file():
         raise RunError(f"{path} does not exist; name a {SUFFIXES} file, or a folder of classes or shards")
     if path.suffix in (".csv", ".tsv"):
-        return Table(path, text, label)
+        return Table(path, columns)
     if path.suffix == ".jsonl":
-        return JsonLines(path, text, label)
+        return JsonLines(path, columns)
     if path.suffix == ".parquet":
-        return ParquetFiles([path], text, label)
+        return ParquetFiles([path], columns)
     raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be {SUFFIXES}, or a folder")
 
 
@@ -130,11 +142,33 @@ class LineReader:
         return RunError(f"{self.path}: line {self.position[1]} {problem}")
 
 
-class ColumnFile:
-    """A file with a column of texts and a column of labels."""
+class Columns(NamedTuple):
+    """The columns of a file, or the keys of its objects."""
 
-    def __init__(self, path: Path, text: str, label: str):
-        self.path, self.text, self.label = path, text, label
+    text: str
+    label: str | None
+    probabilities: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.text, *([] if self.label is None else [self.label]), *self.probabilities]
+
+    @property
+    def help(self) -> str:
+        """What to do where a column is missing."""
+        if self.probabilities:
+            return (
+                "scripts/label.py writes a column with the texts, and one with the probability of each class"
+            )
+        others = "" if self.label is None else ", --data.label_column"
+        return f"name yours with --data.text_column{others}"
+
+
+class ColumnFile:
+    """A file with a column of texts, and of labels or probabilities."""
+
+    def __init__(self, path: Path, columns: Columns):
+        self.path, self.columns = path, columns
         self.size = path.stat().st_size
 
     def bytes_before(self, position: Position) -> int:
@@ -142,23 +176,41 @@ class ColumnFile:
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what changes when the file or the choice of columns does."""
-        return file_fingerprint(self.path) | {"columns": [self.path.suffix, self.text, self.label]}
+        text, label, probabilities = self.columns
+        return file_fingerprint(self.path) | {"columns": [self.path.suffix, text, label, *probabilities]}
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Raises RunError if the column of texts or of labels is missing."""
-        if missing := {self.text, self.label} - set(columns):
+        """Raises RunError if a column is missing."""
+        if missing := set(self.columns.names) - set(columns):
             raise RunError(
                 f"{self.path} has the columns {', '.join(columns) or 'none'}, and no "
-                f"{' and no '.join(sorted(missing))}; name yours with --data.text_column, --data.label_column"
+                f"{' and no '.join(sorted(missing))}; {self.columns.help}"
             )
 
-    def document(self, text: Any, label: Any, error: Callable[[str], RunError]) -> Document:
+    def document(self, values: Sequence[Any], error: Callable[[str], RunError]) -> Document:
         """Returns the document of one row; `error` makes the exception that names the row."""
+        text, *others = values
         if not isinstance(text, str):
-            raise error(f"has {self.text} {text!r}; it must be a text")
+            raise error(f"has {self.columns.text} {text!r}; it must be a text")
+        if self.columns.label is None:
+            return Document(text, "", text, self._distribution(others, error))
+        label = others[0]
         if isinstance(label, bool) or not isinstance(label, str | int) or str(label).strip() == "":
-            raise error(f"has {self.label} {label!r}; it must be a word or a whole number")
+            raise error(f"has {self.columns.label} {label!r}; it must be a word or a whole number")
         return Document(text, str(label).strip(), text)
+
+    def _distribution(self, values: list[Any], error: Callable[[str], RunError]) -> tuple[float, ...]:
+        numbers = []
+        for name, value in zip(self.columns.probabilities, values, strict=True):
+            try:
+                numbers.append(float(value))
+            except (TypeError, ValueError):
+                numbers.append(math.nan)
+            if not 0 <= numbers[-1] <= 1:
+                raise error(f"has {name} {value!r}; it must be a number from 0 to 1")
+        if numbers and abs(sum(numbers) - 1) > 0.01:
+            raise error(f"has probabilities with the sum {sum(numbers):.4g}; it must be 1")
+        return tuple(number / sum(numbers) for number in numbers)
 
 
 class Table(ColumnFile):
@@ -167,12 +219,12 @@ class Table(ColumnFile):
     def read(self, start: Position = START) -> Iterator[tuple[Document, Position]]:
         header, _, first = next(self._rows(START), ([], None, START))
         self.check_columns(header)
-        text, label = header.index(self.text), header.index(self.label)
+        columns = [header.index(name) for name in self.columns.names]
         for row, lines, position in self._rows(max(start, first)):
             if row and len(row) != len(header):
                 raise lines.error(f"has {len(row)} columns; the header has {len(header)}")
             if row:
-                yield self.document(row[text], row[label], lines.error), position
+                yield self.document([row[column] for column in columns], lines.error), position
 
     def _rows(self, start: Position) -> Iterator[tuple[list[str], LineReader, Position]]:
         """Yields the rows, each with the reader and the position after the row; an empty line is []."""
@@ -197,19 +249,18 @@ class JsonLines(ColumnFile):
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise lines.error(f"is not JSON: {error}") from error
-            if not isinstance(row, dict) or not {self.text, self.label} <= row.keys():
+            if not isinstance(row, dict) or not row.keys() >= set(self.columns.names):
                 raise lines.error(
-                    f"is no object with {self.text} and {self.label}; name them with --data.text_column and "
-                    f"--data.label_column"
+                    f"is no object with {' and '.join(self.columns.names)}; {self.columns.help}"
                 )
-            yield self.document(row[self.text], row[self.label], lines.error), lines.position
+            yield self.document([row[name] for name in self.columns.names], lines.error), lines.position
 
 
 class ParquetFile(ColumnFile):
     """A Parquet file, read in batches of rows; a position is (row groups, rows of the next one) before it."""
 
-    def __init__(self, path: Path, text: str, label: str):
-        super().__init__(path, text, label)
+    def __init__(self, path: Path, columns: Columns):
+        super().__init__(path, columns)
         with self._open() as file:
             self.check_columns(file.schema_arrow.names)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
@@ -226,19 +277,19 @@ class ParquetFile(ColumnFile):
         with self._open() as file:
             for group in range(start[0], file.num_row_groups):
                 row = start[1] if group == start[0] else 0
-                for texts, labels in self._columns(file, group, row):
-                    for text, label in zip(texts, labels, strict=True):
+                for columns in self._read_columns(file, group, row):
+                    for cells in zip(*columns, strict=True):
                         row += 1
                         error = partial(self._error, self.first_rows[group] + row)
                         try:
-                            values = text.as_py(), label.as_py()
+                            values = [cell.as_py() for cell in cells]
                         except UnicodeDecodeError as problem:
                             raise error(f"is not UTF-8 ({problem.reason})") from problem
-                        yield self.document(*values, error), (group, row)
+                        yield self.document(values, error), (group, row)
 
-    def _columns(self, file: Any, group: int, skipped: int) -> Iterator[list[Iterable]]:
-        """Yields the texts and the labels of a row group in batches, without the first `skipped` rows."""
-        columns = [self.text, self.label]
+    def _read_columns(self, file: Any, group: int, skipped: int) -> Iterator[list[Iterable]]:
+        """Yields the columns of a row group in batches, without the first `skipped` rows."""
+        columns = self.columns.names
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
             first = min(skipped, len(batch))
             yield [batch.column(batch.schema.names.index(name)).slice(first) for name in columns]
@@ -265,8 +316,8 @@ class ParquetFile(ColumnFile):
 class ParquetFiles:
     """Parquet files, one after the other; the row groups of a position are counted through all files."""
 
-    def __init__(self, paths: list[Path], text: str, label: str):
-        self.files = [ParquetFile(path, text, label) for path in paths]
+    def __init__(self, paths: list[Path], columns: Columns):
+        self.files = [ParquetFile(path, columns) for path in paths]
         self.size = sum(file.size for file in self.files)
 
     def bytes_before(self, position: Position) -> int:
@@ -293,14 +344,20 @@ class ParquetFiles:
             before += groups
 
 
-class ClassFolders:
-    """A folder whose folders are the classes; each .txt file in them is a document."""
+class TextFolders:
+    """A folder whose folders are the classes; each .txt file in them is a document.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.files = sorted(file for file in path.glob("*/*.txt") if not file.parent.name.startswith("."))
-        if not self.files:
+    If the texts are not labelled, the files may be in the folder itself, too.
+    """
+
+    def __init__(self, path: Path, labelled: bool = True):
+        self.path, self.labelled = path, labelled
+        files = [*path.glob("*/*.txt"), *([] if labelled else path.glob("*.txt"))]
+        self.files = sorted(f for f in files if f.parent == path or not f.parent.name.startswith("."))
+        if not self.files and labelled:
             raise RunError(f"{path} has no folder with .txt files in it; it must have one for each class")
+        if not self.files:
+            raise RunError(f"{path} has no .txt files and no .parquet files")
         self.sizes = [file.stat().st_size for file in self.files]
         self.offsets = [0, *accumulate(self.sizes)]
         self.size = self.offsets[-1]
@@ -320,7 +377,7 @@ class ClassFolders:
             file = self.files[i]
             with reading(file):
                 text = file.read_bytes().decode("utf-8")
-            yield Document(text, file.parent.name, text), (i + 1, 0)
+            yield Document(text, file.parent.name if self.labelled else "", text), (i + 1, 0)
 
 
 class DocumentList:

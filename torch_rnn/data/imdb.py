@@ -18,6 +18,7 @@ from rich.progress import Progress
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.documents import Document, DocumentList, Documents, reading
 from torch_rnn.data.download import download
+from torch_rnn.data.teaching import Source
 from torch_rnn.errors import RunError
 from torch_rnn.files import file_sha256
 
@@ -34,6 +35,8 @@ MAX_TOTAL_SIZE = 1 << 32
 COMPRESSED = (".gz", ".xz", ".bz2")
 REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt")
+LABELLED = re.compile(f"{REVIEW.pattern}|{FILMS.pattern}")
+UNSUP = re.compile(r"train/unsup/(\d+)_\d+\.txt|train/urls_unsup\.txt")
 
 
 class IMDB(Corpus):
@@ -44,11 +47,16 @@ class IMDB(Corpus):
             neither gets the archive by download.
         validation: The part of the training reviews that is held out, film by film. A random part would share
             films with the rest, and its accuracy would be 2 to 3 points too high.
-        cache, max_features, maxlen, batch_size, seed, word_dropout: As in `Corpus`.
+        unlabelled: The same as `root`, with the unlabelled reviews (`train/unsup`); or a file in one of the
+            formats of `documents`. None is what `root` has: beside its archive, they may be in an archive
+            aclImdb-unsup.tar.xz of their own.
+        cache, max_features, maxlen, batch_size, seed, word_dropout, teacher, temperature, confidence,
+            teacher_weight: As in `Corpus`.
     """
 
     name = "imdb"
     classes = ("negative", "positive")
+    films = True
 
     def __init__(
         self,
@@ -60,20 +68,34 @@ class IMDB(Corpus):
         batch_size: int = 64,
         seed: int = 0,
         word_dropout: float = 0.0,
+        unlabelled: str | None = None,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        confidence: float = 0.0,
+        teacher_weight: float = 1.0,
     ):
-        super().__init__(cache, max_features, maxlen, validation, batch_size, seed, word_dropout)
+        super().__init__(
+            cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
+            unlabelled, teacher, temperature, confidence, teacher_weight,
+        )  # fmt: skip
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
         path = find_reviews(self.root)
         return [path], fingerprint(path), partial(read_reviews, path)
 
+    def unlabelled_source(self) -> Source:
+        if self.unlabelled is not None and not is_imdb(self.unlabelled):
+            return self.unlabelled_documents(self.unlabelled, "unlabelled")
+        path = find_unlabelled(self.root) if self.unlabelled is None else unlabelled_in(self.unlabelled)
+        return Source(path, fingerprint(path, UNSUP), partial(read_unlabelled, path), has_films=True)
+
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
         super().setup(stage)
         test = len(self.splits["test"][1])
-        train = len(self.splits["train"][1]) + len(self.splits["validation"][1])
+        train = self.labelled + len(self.splits["validation"][1])
         if (train, test) != (25_000, 25_000):
             log.warning(
                 "This is not the whole data set: %s training and %s test reviews, 25,000 and 25,000 are "
@@ -105,12 +127,32 @@ def find_reviews(root: Path) -> Path:
     return root / "aclImdb_v1.tar.gz"
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Returns an archive's SHA-256, or a digest of the names, sizes and times of a folder's files."""
+def find_unlabelled(root: Path) -> Path:
+    """Returns the extracted folder or the archive with the unlabelled reviews that is at or in `root`."""
+    folder = root.parent if root.is_file() or root.name == "aclImdb" else root
+    archives = [path for path in folder.glob("aclImdb-unsup.tar.*") if path.suffix in COMPRESSED]
+    return min(archives) if archives else find_reviews(root)
+
+
+def unlabelled_in(path: Path) -> Path:
+    """Returns an archive as it is, and otherwise the result of `find_unlabelled`."""
+    return path if path.is_file() or (path / "train" / "unsup").is_dir() else find_unlabelled(path)
+
+
+def is_imdb(path: Path) -> bool:
+    """Whether a path is IMDB's archive or folder, or a folder with one of them."""
+    if not path.is_dir():
+        return path.suffix in COMPRESSED
+    is_folder = (path / "train" / "unsup").is_dir() or (path / "train" / "pos").is_dir()
+    return is_folder or (path / "aclImdb").is_dir() or any(path.glob("aclImdb*.tar.*"))
+
+
+def fingerprint(path: Path, wanted: re.Pattern = LABELLED) -> dict[str, Any]:
+    """Returns an archive's SHA-256, or a digest of the names, sizes and times of a folder's wanted files."""
     if path.is_file():
         return {"archive": file_sha256(path)}
     digest = hashlib.sha256()
-    for file, name in _review_files(path):
+    for file, name in _review_files(path, wanted):
         with reading(file):
             status = file.stat()
         digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -125,7 +167,7 @@ def read_reviews(path: Path) -> dict[str, Documents]:
     Raises:
         RunError: A file is damaged or missing. The message names it.
     """
-    texts = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
+    texts = _read(path, LABELLED)
     films = {match.groups(): text.split() for name, text in texts.items() if (match := FILMS.fullmatch(name))}
     splits: dict[str, list[Document]] = {"train": [], "test": []}
     for name in sorted(texts):
@@ -141,23 +183,53 @@ def read_reviews(path: Path) -> dict[str, Documents]:
     return {split: DocumentList(reviews) for split, reviews in splits.items()}
 
 
-def _review_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yields the files of the labelled reviews and of their films, each with its name below the folder."""
+def read_unlabelled(path: Path) -> DocumentList:
+    """Returns the unlabelled reviews in the order of their names.
+
+    The group of a review is the address of its film; without train/urls_unsup.txt, as some copies of the
+    archive are, it is unknown (""). Raises RunError where there are none.
+    """
+    texts = _read(path, UNSUP)
+    films = texts.pop("train/urls_unsup.txt", "").split()
+    reviews = []
+    for name in sorted(texts):
+        number = int(UNSUP.fullmatch(name)[1])
+        reviews.append(Document(texts[name], "", films[number] if number < len(films) else ""))
+    if not reviews:
+        raise RunError(
+            f"{path} holds no reviews under train/unsup/; name unlabelled texts with --data.unlabelled"
+        )
+    if not films:
+        log.warning(
+            "%s does not name the films of the unlabelled reviews (train/urls_unsup.txt is missing): only "
+            "those equal to a held-out review are left out, and validation may read too high",
+            path,
+        )
+    return DocumentList(reviews)
+
+
+def _read(path: Path, wanted: re.Pattern) -> dict[str, str]:
+    """Returns the text of each wanted file by its name."""
+    return dict(_read_folder(path, wanted) if path.is_dir() else _read_archive(path, wanted))
+
+
+def _review_files(folder: Path, wanted: re.Pattern) -> Iterator[tuple[Path, str]]:
+    """Yields the wanted files, each with its name below the folder."""
     for path in sorted([*folder.glob("t*/*/*.txt"), *folder.glob("t*/urls_*.txt")]):
         name = path.relative_to(folder).as_posix()
-        if REVIEW.fullmatch(name) or FILMS.fullmatch(name):
+        if wanted.fullmatch(name):
             yield path, name
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, str]]:
+def _read_folder(folder: Path, wanted: re.Pattern) -> Iterator[tuple[str, str]]:
     """Yields the name and the text of each file of `_review_files`."""
-    for path, name in _review_files(folder):
+    for path, name in _review_files(folder, wanted):
         with reading(path):
             text = path.read_bytes().decode("utf-8")
         yield name, text
 
 
-def _read_archive(archive: Path) -> Iterator[tuple[str, str]]:
+def _read_archive(archive: Path, wanted: re.Pattern) -> Iterator[tuple[str, str]]:
     """Yields the same as `_read_folder`. Nothing is extracted, so no name in the archive is ever a path."""
     try:
         with (
@@ -168,7 +240,7 @@ def _read_archive(archive: Path) -> Iterator[tuple[str, str]]:
             for member in tar:
                 _check_member(member, archive)
                 name = member.name.removeprefix("./").removeprefix("aclImdb/")
-                if REVIEW.fullmatch(name) or FILMS.fullmatch(name):
+                if wanted.fullmatch(name):
                     if member.size > MAX_FILE_SIZE:
                         raise RunError(
                             f"{archive}: {member.name} has {member.size:,} bytes; no review is so long"

@@ -19,7 +19,8 @@ class TextFiles(Corpus):
         test: The file or folder of the test texts.
         text_column: The name of the column, or the key, of the texts.
         label_column: The name of the column, or the key, of the labels.
-        cache, max_features, maxlen, validation, batch_size, seed, word_dropout: As in `Corpus`.
+        cache, max_features, maxlen, validation, batch_size, seed, word_dropout, unlabelled, teacher,
+            temperature, confidence, teacher_weight: As in `Corpus`.
     """
 
     name = "text"
@@ -37,14 +38,22 @@ class TextFiles(Corpus):
         batch_size: int = 64,
         seed: int = 0,
         word_dropout: float = 0.0,
+        unlabelled: str | None = None,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        confidence: float = 0.0,
+        teacher_weight: float = 1.0,
     ):
-        super().__init__(cache, max_features, maxlen, validation, batch_size, seed, word_dropout)
+        super().__init__(
+            cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
+            unlabelled, teacher, temperature, confidence, teacher_weight,
+        )  # fmt: skip
         self.train, self.test = Path(train), Path(test)
         self.text_column, self.label_column = text_column, label_column
 
     @property
     def classes(self) -> tuple[str, ...]:
-        self.prepare_data()
+        self.prepare_tokens()
         return self.labels
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,19 +39,43 @@ MAX_WORDS = 1 << 20
 MAX_IN_MEMORY = 1 << 28
 """Limit on the bytes of ids to hold in memory; if there are more, each batch reads its own from the file."""
 ARRAYS = ("ids", "offsets", "labels", "keys")
+UNLABELLED, PROBABILITIES = "unlabelled", "probabilities"
 
 
 class Tokens(NamedTuple):
-    """The n documents of a split."""
+    """The n documents of a split, or of a source without labels."""
 
     ids: "np.ndarray | IdsOnDisk"
     """(N,) int32, the ids of all documents; on disk if they have more bytes than MAX_IN_MEMORY."""
     offsets: np.ndarray
     """(n + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]."""
     labels: np.ndarray
-    """(n,) int32, indices into classes.json."""
+    """(n,) int32, indices into classes.json; -1 without labels."""
     keys: np.ndarray
     """(n,) uint64, equal for the documents of a group; the keys of the groups are pseudo-random."""
+
+    def pieces(self, size: int = 1 << 22) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields the documents in pieces of about `size` tokens: number of the first, ids, and offsets."""
+        first, n = 0, len(self.labels)
+        while first < n:
+            end = int(np.searchsorted(self.offsets, self.offsets[first] + size, side="right")) - 1
+            end = min(max(end, first + 1), n)
+            offsets = np.asarray(self.offsets[first : end + 1])
+            start, length = offsets[:1], offsets[-1:] - offsets[:1]
+            if isinstance(self.ids, np.ndarray):
+                ids = self.ids[offsets[0] : offsets[-1]]
+            else:
+                ids = self.ids.read(start, length, length > 0)
+            yield first, ids, offsets - offsets[0]
+            first = end
+
+    def text_keys(self) -> np.ndarray:
+        """Returns (n,) uint64, equal for equal sequences of ids."""
+        keys = []
+        for _, ids, offsets in self.pieces():
+            for start, end in pairwise(offsets.tolist()):
+                keys.append(int.from_bytes(hashlib.sha256(ids[start:end].data).digest()[:8], "big"))
+        return np.array(keys, dtype=np.uint64)
 
 
 def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> None:
@@ -75,12 +99,68 @@ def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> N
         _write_split(paths, vocabulary, classes, folder, split)
 
 
+def write_unlabelled(source: Documents, vocabulary: Vocabulary, folder: Path, work: Path) -> None:
+    """Writes documents without labels as `Tokens`, with the ids of a vocabulary; 0 is every other word.
+
+    Where the documents have probabilities, they are written as unlabelled_probabilities.npy, (n, C) float64.
+
+    Args:
+        source: The documents.
+        vocabulary: The words and their ids.
+        folder: An existing folder for the result.
+        work: A folder for the chunks, which a later start uses again.
+    """
+    work.mkdir(exist_ok=True)
+    paths = _write_chunks(UNLABELLED, source, work)
+    _write_split(paths, vocabulary, None, folder, UNLABELLED)
+
+
 def read_tokens(folder: Path, split: str) -> Tokens:
-    """Returns a split that `write_tokens` has written."""
+    """Returns a split that `write_tokens` has written, or UNLABELLED of `write_unlabelled`."""
     ids, *others = (folder / f"{split}_{name}.npy" for name in ARRAYS)
     small = ids.stat().st_size <= MAX_IN_MEMORY
     arrays = (np.load(path, mmap_mode="r") for path in others)
     return Tokens(np.load(ids) if small else IdsOnDisk(ids), *arrays)
+
+
+def joined(first: Tokens, second: Tokens) -> Tokens:
+    """Returns the documents of both."""
+    ids = [tokens.ids for tokens in (first, second)]
+    both = np.concatenate(ids) if all(isinstance(part, np.ndarray) for part in ids) else JoinedIds(*ids)
+    offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
+    return Tokens(
+        both, offsets, *(np.concatenate(arrays) for arrays in zip(first[2:], second[2:], strict=True))
+    )
+
+
+class JoinedIds:
+    """Two arrays of ids, one after the other, of which one at least is on disk."""
+
+    def __init__(self, first: "np.ndarray | IdsOnDisk", second: "np.ndarray | IdsOnDisk"):
+        self.parts, self.boundary = (first, second), first.size
+
+    def read(self, starts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Returns the n pieces, concatenated; those that are not wanted (n,) are not read, and undefined."""
+        ids = np.empty(lengths.sum(), np.int32)
+        second = starts >= self.boundary
+        for i, part in enumerate(self.parts):
+            rows = second == bool(i)
+            if not rows.any():
+                continue
+            steps = np.repeat(rows, lengths)
+            begins = starts[rows] - (self.boundary if i else 0)
+            if isinstance(part, np.ndarray):
+                within = np.arange(steps.sum()) - np.repeat(
+                    np.cumsum(lengths[rows]) - lengths[rows], lengths[rows]
+                )
+                ids[steps] = part[np.repeat(begins, lengths[rows]) + within]
+            else:
+                ids[steps] = part.read(begins, lengths[rows], wanted[rows])
+        return ids
+
+    def min(self, initial: int) -> int:
+        """Returns the lowest of all ids and `initial`."""
+        return min(int(part.min(initial=initial)) for part in self.parts)
 
 
 class IdsOnDisk:
@@ -218,6 +298,8 @@ def _write_chunk(path: Path, chunk: Chunk) -> None:
         "keys": np.array([group_key(document.group) for document in chunk.documents], dtype=np.uint64),
         "places": np.array([chunk.start, chunk.end]),
     }
+    if chunk.documents[0].probabilities:
+        arrays[PROBABILITIES] = np.array([document.probabilities for document in chunk.documents])
 
     def write(part: Path) -> None:
         with open(part, "wb") as file:
@@ -271,13 +353,13 @@ def _vocabulary(paths: list[Path]) -> Vocabulary:
 
 
 def _write_split(
-    paths: list[Path], vocabulary: Vocabulary, classes: list[str], folder: Path, split: str
+    paths: list[Path], vocabulary: Vocabulary, classes: list[str] | None, folder: Path, split: str
 ) -> None:
-    """Writes the arrays of a split, with one chunk in memory at a time."""
+    """Writes the arrays of a split, with one chunk in memory at a time; classes is None without labels."""
     lengths = np.concatenate([_read_array(path, "lengths") for path in paths])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    number = {label: i for i, label in enumerate(classes)}
-    labels, keys = [], []
+    number = {"": -1} if classes is None else {label: i for i, label in enumerate(classes)}
+    labels, keys, probabilities = [], [], []
     with open(folder / f"{split}_ids.npy", "wb") as file:
         shape = {"descr": "<i4", "fortran_order": False, "shape": (int(offsets[-1]),)}
         np.lib.format.write_array_header_1_0(file, shape)
@@ -289,7 +371,11 @@ def _write_split(
                 class_of_label = np.array([number[name] for name in names], np.int32)
                 labels.append(class_of_label[arrays["labels"]])
                 keys.append(arrays["keys"])
+                if PROBABILITIES in arrays:
+                    probabilities.append(arrays[PROBABILITIES])
     arrays = {"offsets": offsets, "labels": np.concatenate(labels), "keys": np.concatenate(keys)}
+    if probabilities:
+        arrays[PROBABILITIES] = np.concatenate(probabilities)
     for name, array in arrays.items():
         np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
 

@@ -1,7 +1,8 @@
 """batches -> loss -> gradients -> weights: the LightningModule, the command line, and what a run leaves.
 
 `main` reads a configuration, trains a `Classifier`, lets validation choose its weights and reports.
-`Checkpoints` lets a run that was killed go on to the same bits. `TextClassifier` labels texts with it.
+`Checkpoints` lets a run that was killed go on to the same bits. `TextClassifier` labels texts with it, and
+`teacher` writes files of such labels.
 """
 
 from torch_rnn import lazy

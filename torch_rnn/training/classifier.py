@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.errors import RunError, diverged
-from torch_rnn.losses import cross_entropy, most_probable
+from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 
@@ -23,7 +23,8 @@ WARMUP = 0.05
 class Classifier(LightningModule):
     """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
 
-    It logs for each split the loss in nats and the accuracy, both over all scored outputs. Every
+    It logs for each split the loss in nats and the accuracy, both over all scored outputs; where a label is a
+    distribution, its most probable class counts as the right one. Every
     `log_every_n_steps` it also logs the batch's loss and the gradient's norm before clipping.
 
     Args:
@@ -182,12 +183,12 @@ class Classifier(LightningModule):
         with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
             logits = self.rnn(x, lengths)
             losses = cross_entropy(logits, labels)
-        hits = most_probable(logits) == labels
+        hits = most_probable(logits) == most_probable_label(labels)
         if self.rnn.readout == "every":
             real = real_steps(lengths, x.shape[1])
             losses, hits, scored = losses.masked_fill(~real, 0), hits & real, lengths.sum()
         else:
-            scored = labels.numel()
+            scored = losses.numel()
         loss = losses.sum()
         sums = self._sums.setdefault(split, [0, 0, 0])
         for i, value in enumerate((loss.detach().double(), hits.sum(), scored)):

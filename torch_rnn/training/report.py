@@ -99,6 +99,7 @@ def results(
     device = trainer.strategy.root_device
     return {
         "dataset": data.name,
+        **data.facts(),
         **{split: _scores(split, metrics, model) for split, metrics in scores.items()},
         "parameters": sum(parameter.numel() for parameter in model.rnn.parameters()),
         "epochs": trainer.current_epoch,

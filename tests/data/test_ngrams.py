@@ -1,0 +1,357 @@
+"""The n-gram teacher against its definition, on few words; and the training with its labels."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from made_reviews import reviews, write_archive
+from sklearn.linear_model import LogisticRegression
+from test_documents import write_folder, write_lines, write_parquet, write_table
+
+from torch_rnn.data import teaching, tokens
+from torch_rnn.data.grammar import corpus
+from torch_rnn.data.imdb import IMDB
+from torch_rnn.data.ngrams import NGrams
+from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.data.tokens import Tokens
+from torch_rnn.errors import RunError
+
+WORDS = 12
+
+
+def made(n=120, classes=3, seed=0):
+    """Returns documents whose class decides which words are frequent."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n).astype(np.int32)
+    rows = [
+        np.where(rng.random(k) < 0.4, 1 + labels[i], rng.integers(WORDS, size=k))
+        for i, k in enumerate(rng.integers(0, 9, size=n))
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    ids = np.concatenate(rows).astype(np.int32)
+    return Tokens(ids, offsets, labels, rng.integers(1 << 60, size=n).astype(np.uint64)), rows
+
+
+def sets(rows):
+    """Returns the set of unigrams and bigrams without id 0 of each document."""
+    found = []
+    for row in rows:
+        pairs = zip(row[:-1].tolist(), row[1:].tolist(), strict=True)
+        found.append({(a,) for a in row.tolist() if a} | {(a, b) for a, b in pairs if a and b})
+    return found
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_is_the_definition(classes):
+    documents, rows = made(classes=classes)
+    fitted = np.arange(0, 120, 2)
+    model = NGrams.fit(documents, fitted, WORDS, classes)
+    grams = sets(rows)
+    counts = {gram: sum(gram in grams[i] for i in fitted) for gram in set().union(*grams)}
+    names = sorted((gram for gram in counts if counts[gram] >= 3), key=lambda gram: (len(gram), gram))
+    keys = [gram[0] if len(gram) == 1 else WORDS + gram[0] * WORDS + gram[1] for gram in names]
+    assert model.keys.tolist() == keys
+    x = np.array([[gram in found for gram in names] for found in grams], dtype=float)
+    p = []
+    for c in (1,) if classes == 2 else range(classes):
+        target = documents.labels == c
+        positive, negative = 1 + x[fitted][target[fitted]].sum(0), 1 + x[fitted][~target[fitted]].sum(0)
+        weighted = x * np.log((positive / positive.sum()) / (negative / negative.sum()))
+        regression = LogisticRegression(C=0.3, solver="liblinear", dual=True, random_state=0, max_iter=1000)
+        p.append(regression.fit(weighted[fitted], target[fitted]).predict_proba(weighted)[:, 1])
+    p = np.stack([1 - p[0], p[0]], 1) if classes == 2 else np.stack(p, 1) / np.sum(p, 0)[:, None]
+    np.testing.assert_allclose(model.label(documents), p, atol=1e-6)
+    assert (model.label(documents).argmax(1) == documents.labels).mean() > 0.6
+
+
+def test_it_is_the_same_in_pieces_and_from_its_file(tmp_path, monkeypatch):
+    documents, _ = made()
+    model = NGrams.fit(documents, np.arange(120), WORDS, 3)
+    model.save(tmp_path / "ngrams.npz")
+    again = NGrams.fit(documents, np.arange(120), WORDS, 3)
+    again.save(tmp_path / "again.npz")
+    assert (tmp_path / "ngrams.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    pieces = [
+        NGrams.load(tmp_path / "ngrams.npz").probabilities(ids, offsets)
+        for _, ids, offsets in documents.pieces(20)
+    ]
+    assert len(pieces) > 10
+    assert np.array_equal(np.concatenate(pieces), model.label(documents))
+    monkeypatch.setattr("torch_rnn.data.ngrams._max_documents", lambda n_words: 50)
+    assert np.array_equal(model.label(documents), np.concatenate(pieces))
+
+
+def test_it_is_fitted_on_a_part_that_fits_into_memory(monkeypatch):
+    documents, _ = made()
+    monkeypatch.setattr("torch_rnn.data.ngrams.MAX_TOKENS", 200)
+    rows, taken = np.arange(120), []
+    monkeypatch.setattr("torch_rnn.data.ngrams._take", lambda tokens, rows: taken.append(rows) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        NGrams.fit(documents, rows, WORDS, 3)
+    lengths = np.diff(documents.offsets)
+    assert 180 < lengths[taken[0]].sum() <= 200
+    assert set(documents.keys[taken[0]]) == set(np.sort(documents.keys)[: len(taken[0])])
+
+
+@pytest.mark.bad_input
+def test_what_it_cannot_be_fitted_on_is_refused(monkeypatch):
+    documents, _ = made()
+    with pytest.raises(RunError, match="needs training texts of every class; 1 of 4 have none"):
+        NGrams.fit(documents, np.arange(120), WORDS, 4)
+    with pytest.raises(RunError, match="finds no word in 3 training texts"):
+        NGrams.fit(documents, np.array([list(documents.labels).index(c) for c in range(3)]), WORDS, 3)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(RunError, match=r"^the teacher ngrams needs scikit-learn: pip install scikit-learn$"):
+        NGrams.fit(documents, np.arange(120), WORDS, 3)
+
+
+def text_rows(n, seed, classes=("bad", "good")):
+    texts, labels = corpus(n, seed)
+    return [
+        (f"{text} {seed}x{i}", classes[label])
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Files of labelled and of unlabelled texts; three of the latter are among the labelled ones."""
+    train = text_rows(100, 1)
+    write_table(tmp_path / "train.csv", train)
+    write_table(tmp_path / "test.csv", text_rows(20, 2))
+    more = [(f" {train[i][0].upper()} ", "?") for i in range(3)] + text_rows(30, 3)
+    write_table(tmp_path / "more.csv", more)
+    return tmp_path
+
+
+def texts(files, more="more.csv", **settings):
+    settings = {"unlabelled": str(files / more), "teacher": "ngrams", **settings}
+    if settings["teacher"] != "ngrams":
+        del settings["unlabelled"]
+    data = TextFiles(
+        str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"), **settings
+    )
+    data.setup()
+    return data
+
+
+def test_unlabelled_texts_get_the_teachers_labels(files):
+    plain = TextFiles(str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"))
+    plain.setup()
+    assert plain.facts() == {"labelled": 90, "unlabelled": 0, "left_out": {}, "teacher": None}
+    data = texts(files)
+    facts = data.facts()
+    left_out = facts.pop("left_out")
+    assert left_out["held-out text"] + left_out["labelled text"] == sum(left_out.values()) == 3
+    teacher = facts.pop("teacher")
+    assert facts == {"labelled": 90, "unlabelled": 33}
+    assert (teacher["name"], teacher["labels"]) == ("ngrams", 30)
+    sequences, labels = data.splits["train"]
+    assert labels.shape == (120, 2)
+    for i in range(90):  # gold labels stay
+        assert sequences[i].tolist() == plain.splits["train"][0][i].tolist()
+        assert labels[i].tolist() == np.eye(2)[plain.splits["train"][1][i]].tolist()
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    more = tokens.read_tokens(data.more_tokens, tokens.UNLABELLED)
+    np.testing.assert_allclose(labels[90:], model.label(more)[3:], atol=1e-7)
+    for split in ("validation", "test"):
+        held_out, right = data.splits[split]
+        assert held_out.lengths.tolist() == plain.splits[split][0].lengths.tolist()
+        offsets = np.concatenate([[0], np.cumsum(held_out.lengths)])
+        p = model.probabilities(np.concatenate([*held_out]), offsets)
+        assert teacher[split] == (p.argmax(1) == right).mean()
+
+
+def test_the_teacher_does_not_see_what_validation_holds_out(files):
+    data = texts(files)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    expected = NGrams.fit(train, fitted, len(teaching.words(data.tokens)), 2)
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    assert np.array_equal(model.keys, expected.keys)
+    assert np.array_equal(model.weights, expected.weights)
+
+
+def test_temperature_confidence_and_weight(files):
+    p = texts(files).splits["train"][1][90:].astype(float)
+    sharp = p**2 / (p**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(texts(files, temperature=0.5).splits["train"][1][90:], sharp, atol=1e-6)
+    hard = texts(files, temperature=0.0, teacher_weight=0.25).splits["train"][1]
+    assert np.array_equal(hard[90:], 0.25 * np.eye(2)[p.argmax(1)])
+    assert (hard[:90].sum(1) == 1).all()
+    level = float(np.median(p.max(1)))
+    sure = texts(files, confidence=level)
+    assert np.array_equal(sure.splits["train"][1][90:], p[p.max(1) >= level].astype(np.float32))
+    assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
+
+
+def test_each_stage_is_made_once(files, monkeypatch):
+    first = texts(files)
+    for name in ("write_unlabelled", "NGrams"):
+        monkeypatch.setattr(teaching, name, None)
+    again = texts(files, temperature=0.5, confidence=0.6)  # settings that need no new labels
+    assert again.labels == first.labels
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_a_file_of_probabilities_is_a_teacher(files, kind):
+    rows = text_rows(30, 3)
+    p = np.random.default_rng(0).random(30).round(3)
+    if kind == ".csv":
+        lines = [f'"{text}",{q},{1 - q}' for (text, _), q in zip(rows, p, strict=True)]
+        (files / "soft.csv").write_text("\n".join(["text,p_good,p_bad", *lines]))
+    elif kind == ".jsonl":
+        objects = [
+            {"text": t, "p_good": q, "p_bad": 1 - q} for (t, _), q in zip(rows, p.tolist(), strict=True)
+        ]
+        (files / "soft.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = {"text": [text for text, _ in rows], "p_good": p, "p_bad": 1 - p}
+        pq.write_table(pa.table(table), files / "soft.parquet", row_group_size=7)
+    data = texts(files, teacher=str(files / f"soft{kind}"))
+    np.testing.assert_allclose(data.splits["train"][1][90:], np.stack([1 - p, p], 1), atol=1e-6)
+    teacher = {"name": str(files / f"soft{kind}"), "validation": None, "test": None, "labels": 30}
+    assert data.facts()["teacher"] == teacher
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ""])
+def test_unlabelled_texts_in_every_format(files, kind):
+    write = {".jsonl": write_lines, ".parquet": write_parquet, "": write_folder}[kind]
+    write(files / f"other{kind}", text_rows(30, 3))
+    if kind == "":
+        (files / "other" / "loose.txt").write_text("a good film")
+    assert texts(files, f"other{kind}").facts()["teacher"]["labels"] == 30 + (kind == "")
+
+
+def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch):
+    whole = texts(files)
+    for limit in (0, 4 * whole.splits["train"][0].flat.size // 2):  # both on disk, then the first one alone
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
+        data = texts(files)
+        sequences, expected = data.splits["train"][0], whole.splits["train"][0]
+        assert isinstance(sequences.flat, tokens.JoinedIds)
+        assert [row.tolist() for row in sequences] == [row.tolist() for row in expected]
+        for batch, same in zip(data.train_dataloader(), whole.train_dataloader(), strict=True):
+            assert np.array_equal(batch.x, same.x)
+        assert data.ngrams == whole.ngrams
+        assert data.facts() == whole.facts()
+
+
+def imdb(folder, files, unlabelled, films=None, **settings):
+    write_archive(folder / "aclImdb.tar.gz", files)
+    more = {f"train/unsup/{i}_0.txt": text.encode() for i, text in enumerate(unlabelled)}
+    if films:
+        more["train/urls_unsup.txt"] = "\n".join(films).encode()
+    write_archive(folder / "aclImdb-unsup.tar.gz", more)
+    settings = {"validation": 0.2, "teacher": "ngrams", **settings}
+    data = IMDB(root=str(folder), cache=str(folder / "cache"), **settings)
+    data.setup()
+    return data
+
+
+def test_unlabelled_reviews_of_held_out_films_are_left_out(tmp_path, caplog):
+    files = reviews(30, 6)
+    unlabelled = [text for text, _ in text_rows(30, 5)]
+    films = [f"film{i // 3}" for i in range(30)]  # the films of the labelled reviews
+    data = imdb(tmp_path / "films", files, unlabelled, films)
+    train = tokens.read_tokens(data.tokens, "train")
+    held_out = set(train.keys[tokens.grouped_split(train.keys, 0.2)[1]].tolist())
+    n = sum(tokens.group_key(film) in held_out for film in films)
+    assert n >= 3
+    assert data.facts()["left_out"] == {"held-out text": 0, "labelled text": 0, "held-out film": n}
+    assert data.facts()["teacher"]["labels"] == 30 - n
+    assert "does not name the films" not in caplog.text
+    equal = [files[f"train/pos/{i}_{i % 10}.txt"].decode() for i in range(30)]
+    data = imdb(tmp_path / "texts", files, unlabelled + equal)
+    left_out = data.facts()["left_out"]
+    assert left_out["held-out film"] is None
+    assert left_out["held-out text"] + left_out["labelled text"] == 30
+    assert left_out["held-out text"] >= 3
+    assert (
+        "does not name the films of the unlabelled reviews (train/urls_unsup.txt is missing)" in caplog.text
+    )
+
+
+def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
+    from made_reviews import write_folder
+
+    more = {"train/unsup/0_0.txt": b"a good film", "train/urls_unsup.txt": b"film0\n"}
+    write_folder(tmp_path, reviews(30, 6) | more)
+    for root in (tmp_path, tmp_path / "aclImdb"):
+        data = IMDB(root=str(root), cache=str(tmp_path / "cache"), teacher="ngrams")
+        data.prepare_data()
+        assert data.teachers_labels.texts == 1
+    file = write_table(tmp_path / "more.csv", text_rows(9, 4))
+    data = IMDB(root=str(tmp_path), cache=str(tmp_path / "cache"), teacher="ngrams", unlabelled=str(file))
+    data.prepare_data()
+    assert data.teachers_labels.texts == 9
+    assert data.teachers_labels.left_out["held-out film"] is None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unlabelled": "x.csv"}, "unlabelled is x.csv, and there is no teacher; set teacher to ngrams or a"),
+        ({"temperature": 0.5}, "temperature is 0.5, and there is no teacher"),
+        ({"confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),
+        ({"teacher": "ngrams", "temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"teacher": "ngrams", "confidence": 1.0}, "confidence is 1.0; it must be at least 0 and below 1"),
+        ({"teacher": "ngrams", "teacher_weight": 0.0}, "teacher_weight is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_are_out_of_range_are_refused(settings, message):
+    for make in (IMDB, lambda **settings: TextFiles("a.csv", "b.csv", **settings)):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("a.csv", "text,p_bad\nx,1\n", "a.csv has the columns text, p_bad, and no p_good; scripts/label.py"),
+        ("a.csv", "text,p_bad,p_good\nx,1,?\n", r"line 2 has p_good '\?'; it must be a number from 0 to 1"),
+        ("a.csv", "text,p_bad,p_good\nx,1.5,-0.5\n", "line 2 has p_bad '1.5'; it must be a number from 0"),
+        (
+            "a.jsonl",
+            '{"text": "x", "p_bad": 0.5, "p_good": 0.3}',
+            "line 1 has probabilities with the sum 0.8",
+        ),
+        ("a.jsonl", '{"text": "x", "p_bad": 0.5}', "line 1 is no object with text and p_bad and p_good; scr"),
+        ("a.jsonl", '{"text": "x", "p_bad": NaN, "p_good": 1}', "line 1 has p_bad nan; it must be a number"),
+        ("folder", "", "folder is a folder, which has no probabilities; it must be a .csv, .tsv, .jsonl or"),
+        ("missing.csv", None, "missing.csv does not exist"),
+    ],
+)
+def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, message):
+    if name == "folder":
+        write_folder(files / name)
+    elif contents is not None:
+        (files / name).write_text(contents)
+    with pytest.raises(RunError, match=message):
+        texts(files, teacher=str(files / name))
+
+
+@pytest.mark.bad_input
+def test_unlabelled_texts_that_are_missing_are_refused(files, tmp_path):
+    with pytest.raises(
+        RunError, match=r"the teacher ngrams has no texts to label; name some with --data\.un"
+    ):
+        texts(files, unlabelled=None)
+    write_archive(tmp_path / "aclImdb.tar.gz", reviews(12, 6))
+    (files / "empty.csv").write_text("text\n")
+    with pytest.raises(RunError, match="the unlabelled data hold no document"):
+        texts(files, "empty.csv")
+    (files / "other.csv").write_text("review\nx\n")
+    with pytest.raises(RunError, match=r"no text; name yours with --data\.text_column$"):
+        texts(files, "other.csv")
+    (files / "folder").mkdir()
+    with pytest.raises(RunError, match=r"folder has no \.txt files and no \.parquet files"):
+        texts(files, "folder")

@@ -1,0 +1,173 @@
+"""unlabelled texts -> the teacher's labels: which texts are left out, what the teacher says of the others.
+
+Each stage is a folder of the cache: the tokens of the unlabelled texts, the teacher, its labels.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from torch_rnn.data.cache import cached
+from torch_rnn.data.documents import Documents
+from torch_rnn.data.ngrams import MIN_DOCUMENTS, C, NGrams
+from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
+from torch_rnn.data.tokens import (
+    PROBABILITIES,
+    UNLABELLED,
+    group_key,
+    grouped_split,
+    read_tokens,
+    write_unlabelled,
+)
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+"""Version of the contents of these folders."""
+NGRAMS = "ngrams"
+"""The teacher that is fitted on the training texts."""
+
+
+class Source(NamedTuple):
+    """Unlabelled texts."""
+
+    path: Path
+    fingerprint: dict[str, Any]
+    open: Callable[[], Documents]
+    has_films: bool
+    """Whether the groups of the texts are films."""
+
+
+class Labels(NamedTuple):
+    """The unlabelled texts to train on and what the teacher says of them."""
+
+    index: np.ndarray
+    """(n,) their numbers."""
+    probabilities: np.ndarray
+    """(n, C)"""
+    left_out: dict[str, int | None]
+    """The number of texts that were left out, by reason; None where it cannot be known."""
+    texts: int
+    """The number of texts that there were."""
+
+
+def tokenized(cache: Path, name: str, tokens: Path, source: Source) -> Path:
+    """Returns the folder with the ids of the unlabelled texts, in the vocabulary of the training texts."""
+    recipe = {"source": source.fingerprint, "words": tokens.name, "tokenizer": TOKENIZER}
+
+    def make(folder: Path, work: Path) -> None:
+        write_unlabelled(source.open(), Vocabulary(words(tokens)), folder, work)
+
+    recipe |= {"torchtext": TORCHTEXT, "format": FORMAT}
+    return cached(cache, f"unlabelled-{name}", recipe, make, origin=str(source.path.resolve()))
+
+
+def fitted(cache: Path, tokens: Path, validation: float) -> Path:
+    """Returns the folder with the teacher, which is fitted on the training texts that are not held out."""
+    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+
+    def make(folder: Path, work: Path) -> None:
+        log.info("the teacher %s is fitted on the training texts", NGRAMS)
+        train = read_tokens(tokens, "train")
+        rows, held_out = grouped_split(train.keys, validation)
+        teacher = NGrams.fit(train, rows, len(words(tokens)), len(classes(tokens)))
+        teacher.save(folder / "ngrams.npz")
+        (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
+
+    return cached(cache, NGRAMS, recipe | {"format": FORMAT}, make)
+
+
+def labelled(
+    cache: Path, tokens: Path, validation: float, unlabelled: Path, teacher: Path | None, film: str | None
+) -> Labels:
+    """Returns the labels of the unlabelled texts; those of the texts themselves where teacher is None.
+
+    Texts about a held-out film, or equal to a held-out or a labelled text, are left out. Texts with the same
+    tokens are equal.
+
+    Args:
+        film: Whether the films of the unlabelled texts are "known" or "unknown"; None where there are none.
+    """
+    recipe = {"tokens": tokens.name, "validation": validation, "unlabelled": unlabelled.name, "film": film}
+
+    def make(folder: Path, work: Path) -> None:
+        more = read_tokens(unlabelled, UNLABELLED)
+        index, left_out = _choose(tokens, validation, unlabelled, film)
+        if teacher is None:
+            probabilities = np.load(unlabelled / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
+        else:
+            probabilities = NGrams.load(teacher / "ngrams.npz").label(more)
+        np.save(folder / "index.npy", index)
+        np.save(folder / f"{PROBABILITIES}.npy", probabilities[index].astype(np.float32))
+        about = {"left_out": left_out, "texts": len(more.labels)}
+        (folder / "about.json").write_text(json.dumps(about))
+
+    recipe |= {"teacher": teacher and teacher.name, "format": FORMAT}
+    folder = cached(cache, "labels", recipe, make)
+    arrays = [np.load(folder / f"{name}.npy") for name in ("index", PROBABILITIES)]
+    return Labels(*arrays, **json.loads((folder / "about.json").read_text()))
+
+
+def scores(teacher: Path, tokens: Path) -> dict[str, float]:
+    """Returns the teacher's accuracy on validation and test."""
+    known = json.loads((teacher / "scores.json").read_text())
+    test = _accuracy(NGrams.load(teacher / "ngrams.npz"), tokens, None)
+    return {"validation": known["validation"], "test": test}
+
+
+def targets(
+    probabilities: np.ndarray, temperature: float, confidence: float, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which texts (n,) the teacher is sure enough of, and their labels (m, C) to train on.
+
+    Args:
+        probabilities: (n, C)
+        temperature: p becomes p ** (1 / temperature), divided by the sum; 0 leaves the most probable class.
+        confidence: The lowest probability of the most probable class.
+        weight: The sum of a label.
+    """
+    chosen = np.flatnonzero(probabilities.max(axis=1) >= confidence)
+    p = probabilities[chosen].astype(np.float64)
+    if temperature == 0:
+        p = np.eye(p.shape[1])[p.argmax(axis=1)]
+    else:
+        p = (p / p.max(axis=1, keepdims=True)) ** (1 / temperature)
+        p /= p.sum(axis=1, keepdims=True)
+    return chosen, (weight * p).astype(np.float32)
+
+
+def words(tokens: Path) -> list[str]:
+    return json.loads((tokens / "words.json").read_text(encoding="utf-8"))
+
+
+def classes(tokens: Path) -> list[str]:
+    return json.loads((tokens / "classes.json").read_text(encoding="utf-8"))
+
+
+def _choose(
+    tokens: Path, validation: float, unlabelled: Path, film: str | None
+) -> tuple[np.ndarray, dict[str, int | None]]:
+    """Returns the numbers of the texts that are not left out, and how many are, by reason."""
+    train, more = read_tokens(tokens, "train"), read_tokens(unlabelled, UNLABELLED)
+    rows, held_out = grouped_split(train.keys, validation)
+    keys, more_keys = train.text_keys(), more.text_keys()
+    same_film = np.isin(more.keys, train.keys[held_out]) & (film == "known")
+    same_text = np.isin(more_keys, keys[held_out]) & ~same_film
+    same_label = np.isin(more_keys, keys[rows]) & ~same_film & ~same_text
+    left_out: dict[str, int | None] = {
+        "held-out text": int(same_text.sum()), "labelled text": int(same_label.sum())
+    }  # fmt: skip
+    if film is not None:
+        known = film == "known" and (more.keys != np.uint64(group_key(""))).any()
+        left_out["held-out film"] = int(same_film.sum()) if known else None
+    return np.flatnonzero(~(same_film | same_text | same_label)), left_out
+
+
+def _accuracy(teacher: NGrams, tokens: Path, rows: np.ndarray | None) -> float:
+    """Returns the accuracy on these training texts, or on all test texts where rows is None."""
+    split = read_tokens(tokens, "test" if rows is None else "train")
+    right = teacher.label(split).argmax(axis=1) == np.asarray(split.labels)
+    return float(right.mean() if rows is None else right[rows].mean())

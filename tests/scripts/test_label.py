@@ -184,7 +184,7 @@ def test_the_unlabelled_reviews_of_imdb_are_labelled_from_any_form(run, tmp_path
         ({"--train": None}, "the teacher ngrams needs labelled texts; name them with --train"),
         (
             {"--teacher": "runs/missing"},
-            "runs/missing: No such file or directory; a teacher is ngrams, or the folder",
+            "a training run writes it when it ends; a teacher is ngrams, or the folder of a run on texts",
         ),
         ({"--out": "labels.csv"}, "labels.csv ends in .csv; it must be .jsonl or .parquet"),
         ({"--data": "missing.csv"}, "missing.csv does not exist"),

@@ -86,8 +86,7 @@ def load_run(path: Path) -> TextClassifier:
     try:
         return TextClassifier.load(path)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RunError(f"{path}: {why}; a teacher is ngrams, or the folder of a run on texts") from error
+        raise RunError(f"{error}; a teacher is ngrams, or the folder of a run on texts") from error
 
 
 def labelled(teacher: Teacher, documents: Iterable[Document]) -> Iterator[tuple[list[str], np.ndarray]]:

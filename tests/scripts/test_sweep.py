@@ -86,7 +86,7 @@ def test_seeds_and_settings_end_in_one_table_of_mean_and_spread(run, tmp_path, c
     arguments = [*FIXED, "--seed_everything", "1,2,none", "--model.hidden_size", "4"]
     assert run("sweep", tmp_path, *arguments) == 2
     printed, errors = capsys.readouterr()
-    assert 'error: Parser key "seed_everything"' in errors
+    assert "error: seed_everything is none; it must be an integer" in errors
     assert f"({tmp_path}/seed_everything=none ended with 2; see its log.txt)" in errors
     (group,) = json.loads((tmp_path / "sweep.json").read_text())
     accuracies = [results(tmp_path, seed)["test"]["accuracy"] for seed in (1, 2)]

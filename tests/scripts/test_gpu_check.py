@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gpu_trials
 import pytest
 import torch
 from rich.console import Console
@@ -155,8 +156,8 @@ def test_scripts_accept_the_arguments_of_the_table(run, script, tmp_path, monkey
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert entry.main(ROOT / "configs" / "imdb.yaml", [*arguments, "--check"]) == 0
     assert not any("env" in check.command for check in script.checks(tmp_path))  # Windows has none
-    trials = {check.command[-1] for check in script.checks(tmp_path) if "--trial" in check.command}
-    assert trials == set(script.TRIALS)
+    trials = {check.command[-1] for check in script.checks(tmp_path) if str(script.TRIALS) in check.command}
+    assert trials == set(gpu_trials.TRIALS)
 
 
 def test_figures_of_a_training(script, tmp_path):
@@ -245,29 +246,29 @@ def test_figures_of_the_ladder(script, monkeypatch, capsys):
     import ladder
 
     ops = sys.modules["torch_rnn.ops"]
-    figures, problems = script.ladder_trial("eager", "cpu", 3)
+    figures, problems = gpu_trials.ladder_trial("eager", "cpu", 3)
     assert (figures, problems) == (
         {"float32, comparisons": 3, "float64, comparisons": 3, "failed": 0}, [],
     )  # fmt: skip
-    figures, problems = script.ladder_trial("bptt", "cpu", 3)
+    figures, problems = gpu_trials.ladder_trial("bptt", "cpu", 3)
     assert figures == {
         "float32, comparisons": 3 + 2 * 3 + 1, "bf16, comparisons": 3, "float64, comparisons": 3 + 2 * 3 + 1,
         "failed": 0,
     }, problems  # fmt: skip
     assert problems == []
     monkeypatch.setattr(ladder, "SHAPES", ladder.SHAPES[:1])
-    assert script.ladder_trial("cudnn", "cpu") == (
+    assert gpu_trials.ladder_trial("cudnn", "cpu") == (
         {"note": "cudnn does not run on this cpu device", "failed": 0}, [],
     )  # fmt: skip
     right = ops.BACKENDS["bptt"]
     monkeypatch.setitem(ops.BACKENDS, "bptt", lambda *given: tuple(1.01 * part for part in right(*given)))
-    figures, problems = script.ladder_trial("bptt", "cpu")
+    figures, problems = gpu_trials.ladder_trial("bptt", "cpu")
     assert figures["failed"] == len(problems) > 8
     assert any(text.startswith("bptt, float64, rung 3 relu") for text in problems)
     assert script.read_trial("noise\n" + json.dumps({"figures": figures, "problems": problems}))[1]
 
 
-def test_the_choice_of_auto(script, monkeypatch):
+def test_the_choice_of_auto(monkeypatch):
     ops = sys.modules["torch_rnn.ops"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     fits = {32: "cuda", 64: "cuda", 128: "cuda", 300: "cudnn"}
@@ -277,7 +278,7 @@ def test_the_choice_of_auto(script, monkeypatch):
         return "triton" if other and H <= 128 else fits[H]
 
     monkeypatch.setattr(ops, "which", choice)
-    figures, problems = script.auto_trial("cpu")
+    figures, problems = gpu_trials.auto_trial("cpu")
     assert problems == []
     assert figures["H = 128, float32"] == "cuda"
     assert figures["H = 128, float64"] == figures["H = 128, bf16"] == "triton"
@@ -289,7 +290,7 @@ def test_the_choice_of_auto(script, monkeypatch):
         return "bptt" if H <= 64 else choice(_, device, dtype, H)
 
     monkeypatch.setattr(ops, "which", wrong)
-    _, problems = script.auto_trial("cpu")
+    _, problems = gpu_trials.auto_trial("cpu")
     assert problems == [
         "H = 32, float32: auto is bptt, not cuda: cpu is not a CUDA GPU that this PyTorch can use",
         "H = 64, float32: auto is bptt, not cuda: cuda is not used: h differs",
@@ -298,24 +299,24 @@ def test_the_choice_of_auto(script, monkeypatch):
     ]
 
 
-def test_large_batches_and_the_reserve_space(script, monkeypatch, capsys):
+def test_large_batches_and_the_reserve_space(monkeypatch, capsys):
     ops = sys.modules["torch_rnn.ops"]
     monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt"])
-    assert script.batches_trial("cpu", ((3, 4),))[1] == ["no fused backend runs here"]
+    assert gpu_trials.batches_trial("cpu", ((3, 4),))[1] == ["no fused backend runs here"]
     monkeypatch.setitem(ops.BACKENDS, "triton", ops.BACKENDS["bptt"])
     monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt", "triton"])
-    figures, problems = script.batches_trial("cpu", ((30, 4),))
+    figures, problems = gpu_trials.batches_trial("cpu", ((30, 4),))
     assert (figures, problems) == ({"backends": "triton", "batches": 1, "failed": 0}, [])
-    monkeypatch.setattr(script, "replayed", lambda function, x: function(x))
-    assert script.reserve_trial("bptt", "cpu") == ({"comparisons": 6, "failed": 0}, [])
+    monkeypatch.setattr(gpu_trials, "replayed", lambda function, x: function(x))
+    assert gpu_trials.reserve_trial("bptt", "cpu") == ({"comparisons": 6, "failed": 0}, [])
     right = ops.BACKENDS["bptt"]
     monkeypatch.setitem(ops.BACKENDS, "triton", lambda *given: tuple(1.01 * part for part in right(*given)))
-    _, problems = script.batches_trial("cpu", ((30, 4),))
+    _, problems = gpu_trials.batches_trial("cpu", ((30, 4),))
     assert [text.split(":")[0] for text in problems] == [
         "triton, B = 30, H = 4", "triton, B = 30, H = 4, bf16",
     ]  # fmt: skip
-    monkeypatch.setattr(script, "replayed", lambda function, x: function(x.flip(0)))
-    assert len(script.reserve_trial("bptt", "cpu")[1]) == 2
+    monkeypatch.setattr(gpu_trials, "replayed", lambda function, x: function(x.flip(0)))
+    assert len(gpu_trials.reserve_trial("bptt", "cpu")[1]) == 2
 
 
 def test_environment_variables_reach_a_check_and_its_report(script, check, tmp_path):
@@ -329,10 +330,10 @@ def test_environment_variables_reach_a_check_and_its_report(script, check, tmp_p
 def test_figures_of_compute_sanitizer(script, monkeypatch):
     ops = sys.modules["torch_rnn.ops"]
     monkeypatch.setattr(ops, "available", lambda *args: ["eager", "bptt"])
-    assert script.small_trial("cpu")[1] == ["none of this package's kernels runs here"]
+    assert gpu_trials.small_trial("cpu")[1] == ["none of this package's kernels runs here"]
     monkeypatch.setitem(ops.BACKENDS, "kernel", ops.BACKENDS["bptt"])
     monkeypatch.setattr(ops, "available", lambda *args: ["eager", "kernel"])
-    figures, problems = script.small_trial("cpu")
+    figures, problems = gpu_trials.small_trial("cpu")
     assert (figures, problems) == ({"backends": "kernel"}, [])
     answer = json.dumps({"figures": figures, "problems": problems})
     start = "========= COMPUTE-SANITIZER\n"
@@ -347,7 +348,7 @@ def test_figures_of_compute_sanitizer(script, monkeypatch):
         script.read_sanitizer(f"{start}{answer}\n")
 
 
-def test_trials_of_training_report_what_they_saw(script, monkeypatch, tmp_path):
+def test_trials_of_training_report_what_they_saw(monkeypatch):
     import trials
 
     class Process:
@@ -357,12 +358,12 @@ def test_trials_of_training_report_what_they_saw(script, monkeypatch, tmp_path):
             pass
 
     monkeypatch.setattr(trials, "kills", lambda work, tries: trials.Found("", tries, ["run 1: it differs"]))
-    assert script.resume_trial() == ({"kills": 3}, ["run 1: it differs"])
+    assert gpu_trials.resume_trial() == ({"kills": 3}, ["run 1: it differs"])
     monkeypatch.setattr(trials, "train", lambda folder, settings: (0, ""))
     monkeypatch.setattr(trials, "start", lambda folder, settings, log: Process())
     monkeypatch.setattr(trials, "differences", lambda folder, other: [])
-    assert script.shared_trial() == ({"processes": 2}, [])
+    assert gpu_trials.shared_trial() == ({"processes": 2}, [])
     monkeypatch.setattr(
         trials, "differences", lambda folder, other: ["metrics.csv differs"] * (folder.name == "second")
     )
-    assert script.shared_trial()[1] == ["second process: metrics.csv differs"]
+    assert gpu_trials.shared_trial()[1] == ["second process: metrics.csv differs"]

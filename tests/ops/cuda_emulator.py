@@ -1,11 +1,19 @@
 """Compiles the kernels of the backend "cuda" for the CPU. cuda_emulator.h replaces CUDA and its driver."""
 
 import ctypes
+import functools
+import importlib
 import itertools
 import shutil
 import subprocess
 from pathlib import Path
 
+import torch
+
+from torch_rnn.ops import nvrtc
+
+cuda = importlib.import_module("torch_rnn.ops.cuda_backend")
+SOURCE = cuda.SOURCE.read_text()
 COMPILER = shutil.which("g++")
 HEADER = Path(__file__).with_name("cuda_emulator.h")
 FLAGS = ["-march=native", "-ffp-contract=off", "-std=c++17", "-w", "-fPIC", "-shared"]
@@ -49,3 +57,29 @@ def sum_kernels(keys: tuple[str, ...], sizes: tuple[int, ...]) -> list[str]:
     """Returns the names of the kernels of the gradient of Wxh."""
     borders = [f"sum_borders<{key}, {P}>" for key in keys for P in sizes]
     return [f"{kernel}<{key}>" for kernel in ("make_keys", "sum_runs") for key in keys] + borders
+
+
+KERNELS = [name for kernel in ("forward", "backward") for name in loop_kernels(kernel, (32, 64, 128))]
+KERNELS += [
+    name
+    for kernel in ("forward", "backward")
+    for f in ("RELU", "LINEAR")
+    for name in loop_kernels(kernel, (32,), f)
+]
+KERNELS += sum_kernels(("short", "int"), (32, 64, 128))
+
+
+def emulate(monkeypatch, driver, source: str = "0", of_source: tuple[str, ...] = ()) -> None:
+    """Runs the kernels on the CPU: those `of_source` from that source of the driver, all others from 0."""
+
+    @functools.cache
+    def kernel(_, name, threads, shared):
+        binary = source if name in of_source else "0"
+        return nvrtc.Kernel(binary.encode(), name, 0, threads, shared)
+
+    monkeypatch.setattr(cuda, "_kernel", kernel)
+    monkeypatch.setattr(cuda, "why_not", lambda device: "")
+    monkeypatch.setattr(nvrtc, "driver", lambda: driver)
+    monkeypatch.setattr(nvrtc, "_context", functools.cache(nvrtc._context.__wrapped__))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    set_order(driver, 0)

@@ -3,34 +3,19 @@
 The emulator also replaces the CUDA driver, so that all of the backend runs except NVRTC.
 """
 
-import functools
-import importlib
 import importlib.util
-import re
-import subprocess
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_emulator import COMPILER, compile_for_cpu, loop_kernels, set_order, sum_kernels
+from cuda_emulator import COMPILER, KERNELS, SOURCE, compile_for_cpu, cuda, emulate, set_order
 from ladder import READOUTS, SHAPES, Shape, rung_3, rung_4, states_and_gradients
 from torch.testing._internal.two_tensor import TwoTensor
 
 from torch_rnn.ops import nvrtc, recurrence
-from torch_rnn.testing import assert_parity, tolerance, twice_the_error
+from torch_rnn.testing import assert_parity, tolerance
 
-cuda = importlib.import_module("torch_rnn.ops.cuda_backend")
-SOURCE = cuda.SOURCE.read_text()
-KERNELS = [name for kernel in ("forward", "backward") for name in loop_kernels(kernel, (32, 64, 128))]
-KERNELS += [
-    name
-    for kernel in ("forward", "backward")
-    for f in ("RELU", "LINEAR")
-    for name in loop_kernels(kernel, (32,), f)
-]
-KERNELS += sum_kernels(("short", "int"), (32, 64, 128))
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
 
 LONG = Shape(5, T=27, D=6, H=40, ids=True, lengths=(27, 1, 16, 0, 8))
@@ -62,22 +47,6 @@ def backend(request, monkeypatch):
     """Adds the backend "cuda"; for tests on the CPU, with the emulator."""
     if request.node.get_closest_marker("cuda") is None:
         emulate(monkeypatch, request.getfixturevalue("driver"))
-
-
-def emulate(monkeypatch, driver, source: str = "0", of_source: tuple[str, ...] = ()) -> None:
-    """Runs the kernels on the CPU: those `of_source` from that source of the driver, all others from 0."""
-
-    @functools.cache
-    def kernel(_, name, threads, shared):
-        binary = source if name in of_source else "0"
-        return nvrtc.Kernel(binary.encode(), name, 0, threads, shared)
-
-    monkeypatch.setattr(cuda, "_kernel", kernel)
-    monkeypatch.setattr(cuda, "why_not", lambda device: "")
-    monkeypatch.setattr(nvrtc, "driver", lambda: driver)
-    monkeypatch.setattr(nvrtc, "_context", functools.cache(nvrtc._context.__wrapped__))
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
-    set_order(driver, 0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -453,163 +422,3 @@ def test_a_lack_of_memory_is_an_error_of_its_own():
     with pytest.raises(RuntimeError, match="nvrtcCreateProgram failed") as raised:
         nvrtc._call(function)
     assert raised.type is RuntimeError
-
-
-def assembly(name: str, architecture: str, folder: Path) -> tuple[str, list[str]]:
-    """Compiles a kernel with NVRTC. Returns what cuobjdump says about its memory, and its instructions.
-
-    The tools are those in Triton's wheel. They do not know sm_70, which has no instructions here.
-    """
-    tools = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin"
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(nvrtc.build(SOURCE, name, architecture)[0])
-    usage = subprocess.run([tools / "cuobjdump", "-res-usage", binary], capture_output=True, text=True)
-    text = subprocess.run([tools / "nvdisasm", "-c", binary], capture_output=True, text=True).stdout
-    return usage.stdout + usage.stderr, re.findall(
-        r"^\s*(?:/\*\w+\*/\s+(.*?) ?;|(\.L_\w+):)", text, re.MULTILINE
-    )
-
-
-def unrolled_loop(lines: list[tuple[str, str]]) -> Counter:
-    """Counts the instructions of the innermost loop with the most FFMA."""
-    labels, loops = {label: i for i, (_, label) in enumerate(lines) if label}, []
-    for end, (instruction, _) in enumerate(lines):
-        target = re.search(r"\bBRA\b.*(\.L_\w+)", instruction)
-        if target and labels[target[1]] < end:
-            loops.append((labels[target[1]], end))
-    inner = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
-    codes = [re.sub(r"^@!?U?P\w+ ", "", instruction).split(" ")[0].split(".")[0] for instruction, _ in lines]
-    return max((Counter(codes[a:b]) for a, b in inner), key=lambda counts: counts["FFMA"])
-
-
-@pytest.mark.skipif(nvrtc.nvrtc() is None, reason="NVRTC is not installed (nvidia-cuda-nvrtc)")
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton, which has the tools, is missing"
-)
-@pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
-def test_the_compiler_keeps_everything_in_registers(tmp_path, architecture):
-    """No spills; in the loop of steps, only the FFMA of the product and of tanh, and at most one barrier."""
-    if int(architecture[3:]) not in nvrtc.architectures():
-        pytest.skip(f"this version of NVRTC does not compile for {architecture}")
-    names = ["forward<128, TANH, true>", "backward<64, TANH, true>", "backward<128, TANH, false>"]
-    if architecture == "sm_90":
-        names = [name for name in KERNELS if "TANH, true" in name]
-    for name in names:
-        usage, lines = assembly(name, architecture, tmp_path)
-        assert "STACK:0 " in usage, f"{name} spills registers: {usage}"
-        assert "LOCAL:0 " in usage
-        if not lines:
-            continue
-        forward, P, with_more = name[0] == "f", int(re.search(r"\d+", name)[0]), "true" in name
-        outputs, parts = {32: (1, 1), 64: (2, 4), 128: (2, 2) if forward else (4, 8)}[P]
-        product = outputs * P // parts * (1 if forward else 2)  # with dWhh in the backward pass
-        counts = {code: n / 8 for code, n in unrolled_loop(lines).items()}
-        assert product < counts["FFMA"] <= product + (10 if forward else 1)
-        # An id may be loaded in two halves. With Whh, there would be at least 16 more.
-        assert counts["LDG"] <= 1 + with_more * (2 if forward else 1), "the loop loads more than the inputs"
-        assert counts["LDS"] == P / parts / 4, "the loop may read only the state from shared memory"
-        assert counts.get("BAR", 0) == (P > 32)
-        assert not counts.keys() & {"LDL", "STL"}
-        assert counts.get("CALL", 0) < 1, "tanh may not be a call; the end of the loop can be one"
-
-
-LOADS = "output < H && input < H ? __ldg(W + (BACKWARD ? input * H + output : output * H + input)) : 0"
-FORWARD_FAULTS = [
-    (LOADS, LOADS.replace("BACKWARD ?", "!BACKWARD ?")),
-    ("w[r][c + 1] = four.y", "w[r][c + 1] = four.z"),
-    ("float h = share.owner ? call.h0[b * call.H + j] : 0;", "float h = 0;"),
-    ("for (; t < call.T; t++, hs += step)", "for (; t + 1 < call.T; t++, hs += step)"),
-    ("return call.lengths ? clamp(call.lengths[b], call.T + 1) : call.T;", "return call.T;"),
-    ("      share.sync();\n      if (share.owner) *hs = h;", "      if (share.owner) *hs = h;"),
-    ("      share.sync();\n      if (share.owner) *hs = h;", "      if (share.owner) *hs = h, share.sync();"),
-    ("shared + i % 2 * P, shared + (i + 1) % 2 * P", "shared, shared"),
-    (
-        "sum[r] = kept + __shfl_xor_sync(~0u, sent, d * GROUP)",
-        "sum[r] = kept + __shfl_xor_sync(~0u, sent, d)",
-    ),
-    ("for (int d = R; d < S; d *= 2)", "for (int d = R; d < S / 2; d *= 2)"),
-    ("mine = first + part % R;", "mine = first + (part + 1) % R;"),
-    ("*x_next = xw + AHEAD * step", "*x_next = xw + (AHEAD - 1) * step"),
-    ("*ids_next = ids + 2 * AHEAD", "*ids_next = ids + AHEAD"),
-    ("load_id(true, ids + t), xw + t * step", "load_id(true, ids), xw"),
-    ("product(w, v, x_t + bias, share)", "product(w, v, x_t, share)"),
-]
-BACKWARD_FAULTS = [
-    (LOADS, LOADS.replace("BACKWARD ?", "!BACKWARD ?")),
-    ("fmaf(-h, h, 1.0f)", "1 - h"),
-    ("i < AHEAD - 1 ? h[i + 1] : t > i ? h[0] : h_first", "h[(i + 1) % AHEAD]"),
-    ("t > 0 ? state(t - 1) : h_first", "state(t - 1)"),
-    ("const float h_first = share.owner ? call.h0[b * call.H + k] : 0;", "const float h_first = 0;"),
-    ("call.dh0[b * call.H + k] = dh;", "call.dh0[b * call.H + k] = 0;"),
-    ("if (share.owner) das[t * step] = 0;", ""),
-    ("      dh += upstream(t);\n", ""),
-    ("float dh = call.dhT && share.owner ? call.dhT[b * call.H + k] : 0, dbh = 0;", "float dh = 0, dbh = 0;"),
-    ("(dh + up_t)", "dh"),
-    ("if (share.owner) vector[k] = da;\n      share.sync();", "if (share.owner) vector[k] = da;"),
-    ("share.sync(); /* before the next sequence writes to `shared` */", ""),
-    (
-        "__shfl_sync(~0u, h_before, share.group + r * Share<P, true>::GROUP)",
-        "__shfl_sync(~0u, h_before, share.group)",
-    ),
-    ("if (b < gridDim.x) *sum = value;", "if (true) *sum = value;"),
-    ("if (b < gridDim.x) *sum = value;", "if (false) *sum = value;"),
-    ("dbh += da;", "dbh = da;"),
-]
-SUM_FAULTS = [
-    ("t < length(call, b) ? clamp(call.ids", "true ? clamp(call.ids"),
-    ("bool began_before = begin > 0 && keys[begin - 1] == key;", "bool began_before = false;"),
-    ("store(end < N && keys[end] == key);", "store(false);"),
-    ("sum = 0, began_before = false;", "sum = 0;"),
-    ("for (int g = 0; g < groups; g++)", "for (int g = 0; g < 1; g++)"),
-    ("long long block = blockIdx.x + 1 + group", "long long block = blockIdx.x + group"),
-    ("shared[threadIdx.x] = sum;\n  __syncthreads();", "shared[threadIdx.x] = sum;"),
-]
-FAULTS = [
-    (right, wrong, tuple(kernels))
-    for faults, kernels in (
-        (FORWARD_FAULTS, loop_kernels("forward", (64,))),
-        (BACKWARD_FAULTS, loop_kernels("backward", (64,))),
-        (SUM_FAULTS, sum_kernels(("short",), (32, 64))),
-    )
-    for right, wrong in faults
-]
-
-
-def assert_all_is_right(expected: dict[Shape, tuple[dict, dict]]) -> None:
-    """Does what rung_3 does, with results of eager in float64 and float32 that were computed before."""
-    assert_sums_by_id_are_right("cpu")
-    for shape, (truth, eager) in expected.items():
-        got = states_and_gradients("cuda", shape, torch.float32, "tanh", "cpu")
-        for name, want in truth.items():
-            assert_parity(name, got[name], want, torch.float32, twice_the_error(eager[name], want))
-
-
-def is_caught(expected: dict[Shape, tuple[dict, dict]]) -> bool:
-    try:
-        assert_all_is_right(expected)
-    except (AssertionError, RuntimeError):  # the emulator's driver fails if threads wait at different lines
-        return True
-    return False
-
-
-def test_each_seeded_fault_is_caught(monkeypatch, tmp_path):
-    """Each fault is one wrong line in a copy of the kernels. One run of the compiler builds all copies."""
-    kernels = {*loop_kernels("forward", (64,)), *loop_kernels("backward", (64,))}
-    sources = [(SOURCE, [*kernels, *sum_kernels(("short", "int"), (32, 64))])]
-    for right, wrong, kernels in FAULTS:
-        assert SOURCE.count(right) == 1, f"{right!r} occurs {SOURCE.count(right)} times in {cuda.SOURCE.name}"
-        sources.append((SOURCE.replace(right, wrong), kernels))
-    driver = compile_for_cpu(sources, tmp_path, speed="-O0")
-    dtypes = torch.float64, torch.float32
-    expected = {
-        shape: tuple(states_and_gradients("eager", shape, dtype, "tanh", "cpu") for dtype in dtypes)
-        for shape in (UNEVEN, LONG)
-    }
-    emulate(monkeypatch, driver)
-    assert_all_is_right(expected)
-    missed = []
-    for i, (right, wrong, kernels) in enumerate(FAULTS):
-        emulate(monkeypatch, driver, str(i + 1), kernels)
-        if not is_caught(expected):
-            missed.append((right, wrong))
-    assert not missed

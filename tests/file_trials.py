@@ -19,7 +19,7 @@ from trials import SMALL, Found, train
 
 from torch_rnn.data import imdb
 from torch_rnn.data.cache import cached
-from torch_rnn.data.tokens import write_tokens
+from torch_rnn.data.tokenizing import write_tokens
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
 from torch_rnn.nn.module import RNN

@@ -17,13 +17,14 @@ import torch
 from file_trials import fork
 from test_documents import write_folder, write_lines, write_parquet, write_shards, write_table
 
-from torch_rnn.data import tokens
+from torch_rnn.data import tokenizing, tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
 from torch_rnn.data.documents import Document, DocumentList, documents
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
-from torch_rnn.data.tokens import grouped_split, read_tokens, write_tokens
+from torch_rnn.data.tokenizing import write_tokens
+from torch_rnn.data.tokens import grouped_split, read_tokens
 from torch_rnn.errors import RunError
 
 FILES = {f"{split}_{name}.npy" for split in ("train", "test") for name in tokens.ARRAYS}
@@ -65,14 +66,14 @@ def test_tokens_are_those_of_the_documents(tmp_path):
 def test_chunks_and_processes_make_no_difference(tmp_path, monkeypatch, cores):
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "whole", splits)
-    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
-    monkeypatch.setattr(tokens, "_cores", lambda: cores)
+    monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 2000)
+    monkeypatch.setattr(tokenizing, "_cores", lambda: cores)
     assert written(tmp_path / "chunks", splits) == whole
     assert len(list((tmp_path / "chunks.work").iterdir())) > 10
 
 
 def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "CHUNK_SIZE", 2000)
+    monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 2000)
     splits = {"train": made(300, 0), "test": made(40, 1)}
     whole = written(tmp_path / "a", splits)
     work = tmp_path / "b.work"
@@ -80,10 +81,10 @@ def test_complete_chunks_are_kept_and_damaged_ones_are_made_again(tmp_path, monk
     missing, damaged = work / "train-000003.npz", work / "train-000005.npz"
     missing.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    made_again, write_chunk = [], tokens._write_chunk
-    monkeypatch.setattr(tokens, "_cores", lambda: 1)
+    made_again, write_chunk = [], tokenizing._write_chunk
+    monkeypatch.setattr(tokenizing, "_cores", lambda: 1)
     monkeypatch.setattr(
-        tokens, "_write_chunk", lambda path, *rest: (made_again.append(path), write_chunk(path, *rest))
+        tokenizing, "_write_chunk", lambda path, *rest: (made_again.append(path), write_chunk(path, *rest))
     )
     assert written(tmp_path / "b", splits) == whole
     assert made_again == [missing, damaged]
@@ -101,7 +102,7 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
         source = documents(write[kind](tmp_path / f"files{kind}", rows))
     seen = []
 
-    class Watched(tokens.Progress):
+    class Watched(tokenizing.Progress):
         def update(self, task, **fields):
             super().update(task, **fields)
             seen.append((self.tasks[task].completed, self.tasks[task].total))
@@ -110,9 +111,9 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
             super().advance(task, step)
             seen.append((self.tasks[task].completed, self.tasks[task].total))
 
-    monkeypatch.setattr(tokens, "Progress", Watched)
-    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1500)
-    tokens._write_chunks("train", source, tmp_path)
+    monkeypatch.setattr(tokenizing, "Progress", Watched)
+    monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 1500)
+    tokenizing._write_chunks("train", source, tmp_path)
     size = sum(len(text.encode()) for text, _ in rows)
     assert source.size == size if kind in ("", "memory") else source.size > size
     assert {total for _, total in seen} == {source.size}
@@ -132,7 +133,7 @@ def prepare(folder):
         return child
     status = 1
     with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
-        tokens.CHUNK_SIZE = 1 << 15
+        tokenizing.CHUNK_SIZE = 1 << 15
         TextFiles(*files(folder), cache=str(folder / "cache")).prepare_data()
         status = 0
     os._exit(status)
@@ -160,7 +161,7 @@ def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
                 assert path.stat().st_mtime_ns == written_at
         time.sleep(0.005)
     assert ended == (again, 0)
-    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1 << 18)
+    monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 1 << 18)
     TextFiles(*files(tmp_path), cache=str(tmp_path / "undisturbed")).prepare_data()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {"", ".lock"}
@@ -169,8 +170,8 @@ def test_a_killed_preparation_resumes(tmp_path, monkeypatch):
 def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
     child = fork()
     if child == 0:
-        tokens._cores = lambda: 2
-        with tokens._workers(1 << 40) as submit:
+        tokenizing._cores = lambda: 2
+        with tokenizing._workers(1 << 40) as submit:
             submit(Path(tmp_path / "pid").write_text, "x").result()
             submit(time.sleep, 60)
             time.sleep(60)
@@ -191,8 +192,8 @@ def test_the_workers_of_a_killed_preparation_end_too(tmp_path):
 
 
 def test_rare_words_are_dropped_if_there_are_too_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "MAX_WORDS", 10)
-    monkeypatch.setattr(tokens, "CHUNK_SIZE", 100)
+    monkeypatch.setattr(tokenizing, "MAX_WORDS", 10)
+    monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 100)
     frequent = " ".join(f"frequent{i}" for i in range(9))
     rows = [Document(f"{frequent} rare{i}", "ab"[i % 2], str(i)) for i in range(60)]
     written(tmp_path / "out", {"train": DocumentList(rows), "test": DocumentList(rows)})
@@ -238,7 +239,7 @@ def test_labels_that_are_numbers_are_ordered_as_numbers(tmp_path):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from torch_rnn.data import tokens
+from torch_rnn.data import tokenizing
 from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import documents
 
@@ -249,15 +250,15 @@ def resident():
 
 def prepare(name):
     splits = {"train": documents(folder / f"{name}.csv"), "test": documents(folder / "few.csv")}
-    cached(folder, name, {}, lambda part, work: tokens.write_tokens(splits, part, work))
+    cached(folder, name, {}, lambda part, work: tokenizing.write_tokens(splits, part, work))
 
-peak, read_chunk = 0, tokens._read_chunk
+peak, read_chunk = 0, tokenizing._read_chunk
 def watched(*args):
     global peak
     peak = max(peak, resident())
     return read_chunk(*args)
 
-tokens.CHUNK_SIZE, tokens._read_chunk = 1 << 19, watched
+tokenizing.CHUNK_SIZE, tokenizing._read_chunk = 1 << 19, watched
 prepare("few")
 before, peak = resident(), 0
 prepare("many")

@@ -15,7 +15,8 @@ from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.data.documents import Documents, documents
 from torch_rnn.data.teaching import Source
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
-from torch_rnn.data.tokens import UNLABELLED, Tokens, grouped_split, joined, read_tokens, write_tokens
+from torch_rnn.data.tokenizing import write_tokens
+from torch_rnn.data.tokens import UNLABELLED, Tokens, grouped_split, joined, read_tokens
 from torch_rnn.errors import RunError
 
 log = logging.getLogger(__name__)

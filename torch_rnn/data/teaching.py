@@ -15,14 +15,8 @@ from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.ngrams import MIN_DOCUMENTS, C, NGrams
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
-from torch_rnn.data.tokens import (
-    PROBABILITIES,
-    UNLABELLED,
-    group_key,
-    grouped_split,
-    read_tokens,
-    write_unlabelled,
-)
+from torch_rnn.data.tokenizing import write_unlabelled
+from torch_rnn.data.tokens import PROBABILITIES, UNLABELLED, group_key, grouped_split, read_tokens
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -11,6 +11,7 @@ from torch_rnn import lazy
 _MODULES = {
     "IMDB": "imdb",
     "TextFiles": "textfiles",
+    "TextStream": "textstream",
     "Grammar": "grammar",
     "Addition": "addition",
     "SequenceData": "datamodule",

@@ -43,7 +43,7 @@ class Classifier(TrainedRNN):
         n_classes: the number of classes of the data.
     """
 
-    n_sums = 3
+    n_sums, scores = 3, ("accuracy", "loss")
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The command line: a Classifier, a SequenceData and a Trainer, as a YAML file and arguments describe them.
+"""The command line: a model, its data and a Trainer, as a YAML file and arguments describe them.
 
 Configuration enters here; below are plain keyword arguments.
 """
@@ -7,12 +7,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import (
@@ -23,16 +23,35 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.data.textstream import TextStream
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
 from torch_rnn.ops import which
 from torch_rnn.training.checkpoint import Checkpoints
 from torch_rnn.training.checkpoint_file import SignedIO
 from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.language_model import LanguageModel
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
+from torch_rnn.training.trained_rnn import TrainedRNN
 from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
+
+
+class Task(NamedTuple):
+    """What a command line trains."""
+
+    model: type[TrainedRNN]
+    data: type[LightningDataModule]
+    """The base class of the data modules."""
+    links: tuple[str, ...]
+    """The attributes of the data that are arguments of the model."""
+
+
+TASKS = {
+    "classification": Task(Classifier, SequenceData, ("input_size", "n_classes")),
+    "language": Task(LanguageModel, TextStream, ("input_size", "tokens")),
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -58,11 +77,12 @@ class CLI(LightningCLI):
     Raises RunError for settings that are refused, SystemExit for those that cannot be parsed.
     """
 
-    def __init__(self, arguments: Sequence[str]):
+    def __init__(self, arguments: Sequence[str], task: Task = TASKS["classification"]):
+        self.task = task
         try:
             super().__init__(
-                Classifier,
-                SequenceData,
+                task.model,
+                task.data,
                 subclass_mode_data=True,
                 run=False,
                 auto_configure_optimizers=False,
@@ -97,9 +117,14 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--check", action="store_true", help="check the settings and end; only the token cache is written"
         )
-        parser.set_defaults({"trainer.use_distributed_sampler": False})
-        parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")
-        parser.link_arguments("data.n_classes", "model.n_classes", apply_on="instantiate")
+        parser.set_defaults(
+            {
+                "trainer.use_distributed_sampler": False,
+                "checkpoint.monitor": f"validation/{self.task.model.scores[0]}",
+            }
+        )
+        for name in self.task.links:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -111,7 +136,11 @@ class CLI(LightningCLI):
             )
         trainer = self.config.trainer
         trainer.callbacks = _listed(trainer.callbacks, Namespace)
-        check_trainer(trainer)
+        scores = self.task.model.scores
+        check_trainer(trainer, scores)
+        allowed = [f"validation/{score}" for score in scores]
+        if (monitor := self.config.checkpoint.monitor) not in allowed:
+            raise RunError(f"checkpoint.monitor is {monitor}; it must be {' or '.join(allowed)}")
         if trainer.enable_progress_bar is False:
             trainer.callbacks = [bar for bar in trainer.callbacks if "ProgressBar" not in bar.class_path]
         if trainer.default_root_dir is None:

@@ -11,12 +11,13 @@ from torch_rnn.errors import RunError
 from torch_rnn.training.signals import Stop, Stopped
 
 
-def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
+def main(default_config: Path, arguments: Sequence[str] | None = None, task: str = "classification") -> int:
     """Trains, lets validation choose the weights, tests them once and reports.
 
     Args:
         default_config: the configuration where the arguments have no --config.
         arguments: those of the command line if None.
+        task: "classification" or "language".
 
     Returns:
         The exit status: 0, or 2 after one sentence for a run that cannot be done, or 128 + the number of the
@@ -28,7 +29,7 @@ def main(default_config: Path, arguments: Sequence[str] | None = None) -> int:
                 from torch_rnn.training.run import run  # takes seconds, in which a signal may come
             finally:
                 stop.raise_if_requested()  # an import may have turned Stopped into another error
-            run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop)
+            run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop, task)
             sys.stdout.flush()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -25,6 +25,8 @@ class TrainedRNN(LightningModule):
     rnn: RNN
     n_sums: int
     """The number of sums of a split; the last one counts the scored outputs."""
+    scores: tuple[str, ...]
+    """The metrics that may be monitored."""
 
     def __init__(self, optimizer: str, learning_rate: float, schedule: str, weight_decay: float):
         super().__init__()
@@ -57,6 +59,10 @@ class TrainedRNN(LightningModule):
         self._sums = {"train": list(sums[self.trainer.global_rank])}
         # Lightning makes a model float64 only after it has read the weights, and would round them.
         self.rnn.to(checkpoint["state_dict"]["rnn.Why"].dtype)
+
+    def remarks(self, data: LightningDataModule) -> list[str]:
+        """Returns sentences for the report, beside the metrics."""
+        return data.remarks(self.rnn)
 
     def on_train_epoch_end(self) -> None:
         self._log_means("train")

@@ -4,11 +4,12 @@ import importlib.util
 import inspect
 import sys
 
+import language_checks
 import pytest
 import torch
 from ladder import Shape, rung_1, rung_2, rung_3, rung_4
 
-from torch_rnn import reference
+from torch_rnn import reference, softmax
 from torch_rnn.nn import module
 from torch_rnn.ops import BACKENDS, bptt, eager, inputs
 
@@ -130,3 +131,47 @@ def test_rung_4_catches_faults(monkeypatch, fails, source, right, wrong):
     else:
         monkeypatch.setattr(reference.NumpyRNN, "update", twin.NumpyRNN.update)
     fails(rung_4, "bptt", "last", 1)
+
+
+def chunks(module):
+    language_checks.linear_cross_entropy(module, 7, 11, 5, True, 3)
+
+
+def sampled(module):
+    language_checks.sampled_cross_entropy(module, True)
+
+
+def sampled_from_all(module):
+    language_checks.sampled_from_all(module, True)
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (chunks, "targets[start:end, None]", "targets[:rows, None]"),
+        (chunks, "losses[start:end] = log_p[:, 0]", "losses[:rows] = log_p[:, 0]"),
+        (chunks, "out=dh[start:end]", "out=dh[:rows]"),
+        (chunks, "start, end = end, end + rows", "start, end = end, end + chunks[-1]"),
+        (chunks, "scatter_(1, target, log_p.expm1_())", "scatter_(1, target, log_p.exp_())"),
+        (chunks, "dby += dy.sum(dim=0)", "dby = dy.sum(dim=0)"),
+        (chunks, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
+        (chunks, "(gradient * dloss)", "gradient"),
+        (sampled, "shift, y_target = -log_q.to(sums)", "shift, y_target = 0 * log_q.to(sums)"),
+        (sampled, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
+        (sampled, "shift += by[negatives]", "pass"),
+        (sampled, "y_target += by[targets]", "pass"),
+        (sampled, "dWhy.index_add_(0, negatives,", "dWhy.index_copy_(0, negatives,"),
+        (sampled, "dWhy.index_add_(0, targets,", "dWhy.index_copy_(0, targets,"),
+        (sampled, ".index_add_(0, targets, dy_target)", ""),
+        (sampled, "(-losses).expm1_()", "(-losses).exp_()"),
+        (sampled_from_all, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
+        (language_checks.sampled_partition_function, "return negatives, p[negatives].log()",
+         "return negatives, torch.zeros_like(p[negatives])"),
+        (language_checks.sampled_partition_function, "- log_q.to(sums)", "- log_q.to(sums) - log_q[0]"),
+        (language_checks.sampled_partition_function, "ends = p[order].cumsum(0)", "ends = p.cumsum(0)"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_losses_of_language_models_are_caught(check, right, wrong):
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(mutant(softmax, right, wrong))
+    check(softmax)

@@ -123,7 +123,7 @@ def test_a_changed_text_is_read_again(stream, path):
     [
         ({"validation": 0.0}, "validation is 0.0; it must be between 0 and 1, or a file"),
         ({"validation": 1.0}, "validation is 1.0; it must be between 0 and 1, or a file"),
-        ({"validation": 1e-9}, "validation is 1e-09; that leaves no text for validation"),
+        ({"validation": 1e-9, "tokens": "words"}, "validation is 1e-09; that leaves no text for validation"),
         ({"validation": "none.txt"}, "none.txt cannot be read: No such file or directory"),
         ({"test": "none.txt"}, "none.txt cannot be read: No such file or directory"),
         ({"path": "none.txt"}, "none.txt cannot be read: No such file or directory"),

@@ -35,7 +35,7 @@ def stream(tmp_path, path):
 
 
 def read(data: TextStream, split: str) -> list[str]:
-    ids = data._ids[split].ids
+    ids = data._ids[split]
     ids = (
         ids
         if isinstance(ids, np.ndarray)
@@ -104,7 +104,7 @@ def test_ids_that_do_not_fit_into_memory(stream, monkeypatch):
     expected = [batch.x.tolist() for batch in stream().loader("train")]
     monkeypatch.setattr(tokens, "MAX_IN_MEMORY", 100)
     data = stream()
-    assert isinstance(data._ids["train"].ids, IdsOnDisk)
+    assert isinstance(data._ids["train"], IdsOnDisk)
     assert [batch.x.tolist() for batch in data.loader("train")] == expected
 
 

@@ -12,6 +12,7 @@ _MODULES = {
     "IMDB": "imdb",
     "TextFiles": "textfiles",
     "TextStream": "textstream",
+    "IMDBStream": "imdbstream",
     "Grammar": "grammar",
     "Addition": "addition",
     "SequenceData": "datamodule",

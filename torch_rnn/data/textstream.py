@@ -122,7 +122,13 @@ class TextStream(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()
-        self._ids = {split: read_tokens(self.folder, split) for split in self.splits}
+        self._ids = {split: read_tokens(self.folder, split).ids for split in self.splits}
+        self._check_sizes()
+        for split in self.splits[1:]:
+            self._warn_of_unknown(split)
+
+    def _check_sizes(self) -> None:
+        """Raises RunError where a split is too short for the streams."""
         for split in self.splits:
             n, needed = self._size(split), self.batch_size + 1
             if split == "train":
@@ -136,8 +142,6 @@ class TextStream(LightningDataModule):
                 )
         sizes = ", ".join(f"{split} {self._size(split):,}" for split in self.splits)
         log.info("%s: %s %s; %s ids", self.name, sizes, self.tokens, f"{len(self.vocabulary):,}")
-        for split in self.splits[1:]:
-            self._warn_of_unknown(split)
 
     def counts(self, split: str = "train") -> np.ndarray:
         """Returns the number of each id in a split, int64 (V,)."""
@@ -193,7 +197,7 @@ class TextStream(LightningDataModule):
                 f"of {shard.world}"
             )
         streams = Streams(
-            self._ids[split].ids,
+            self._ids[split],
             self._size(split),
             len(self.vocabulary),
             self.batch_size,
@@ -207,7 +211,7 @@ class TextStream(LightningDataModule):
         return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE_BATCH
 
     def _size(self, split: str) -> int:
-        return int(self._ids[split].offsets[-1])
+        return self._ids[split].size
 
     def _warn_of_unknown(self, split: str) -> None:
         """Logs the number of tokens of a split that the training text lacks, and the most frequent ones."""

@@ -97,7 +97,13 @@ class LanguageModel(TrainedRNN):
         )
         with torch.no_grad():
             for name, p in self.rnn.named_parameters():
-                p *= input_scale if name.startswith("Wxh") and "_l" not in name else recurrent_scale if name.startswith("Whh") else 1
+                p *= (
+                    input_scale
+                    if name.startswith("Wxh") and "_l" not in name
+                    else recurrent_scale
+                    if name.startswith("Whh")
+                    else 1
+                )
         self.output_dropout, self.negatives, self.tokens = output_dropout, negatives, tokens
         self._states: dict[str, Tensor] = {}
 
@@ -112,20 +118,19 @@ class LanguageModel(TrainedRNN):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         state = self._states.get("train")
-        if state is not None:  # (layers, B, H), with the rows of all processes in their order
-            states = self.all_gather(state)
-            state = states if states.dim() == state.dim() else _interleaved(states)
-        checkpoint["state"] = state
+        if state is not None and self.trainer.world_size > 1:
+            state = interleaved(self.all_gather(state))
+        checkpoint["state"] = state  # of all rows, in their order
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["state"]
         if state is not None:
-            mine = state[:, self.trainer.global_rank :: self.trainer.world_size]
+            mine = state[..., self.trainer.global_rank :: self.trainer.world_size, :]
             self._states["train"] = mine.to(self.device)
 
     def training_step(self, batch: StreamBatch, step: int) -> Tensor:
-        h = F.dropout(self._read("train", batch), self.output_dropout)
+        h = self._dropped(self._read("train", batch)).flatten(0, 1)
         targets, Why, by = batch.targets.flatten(), self.rnn.Why, self.rnn.by
         if self.negatives is None:
             total = linear_cross_entropy(h, Why, by, targets)
@@ -150,15 +155,23 @@ class LanguageModel(TrainedRNN):
         return [f"sample {number}: {text!r}" for number, text in enumerate(texts, start=1)]
 
     def _read(self, split: str, batch: StreamBatch) -> Tensor:
-        """Returns the top layer's states (B * T, H) and keeps the last ones for the next batch."""
+        """Returns the top layer's states (B, T, H) and keeps the last ones for the next batch."""
         h0 = None if batch.first else self._states[split]
         with trusted():  # the vocabulary's own ids
             h, hT = self.rnn.states(batch.x, h0=h0, final=True)
         self._states[split] = hT.detach()
-        return h.flatten(0, 1)
+        return h
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        """Zeros states (B, T, H) at random; several processes draw what one would draw for all rows."""
+        if not self.output_dropout:
+            return h
+        B, rank, world = len(h), self.trainer.global_rank, self.trainer.world_size
+        noise = F.dropout(h.new_ones(B * world, *h.shape[1:]), self.output_dropout)
+        return h * noise[rank::world]
 
     def _score(self, split: str, batch: StreamBatch) -> None:
-        h, targets = self._read(split, batch), batch.targets.flatten()
+        h, targets = self._read(split, batch).flatten(0, 1), batch.targets.flatten()
         real = targets != PADDING
         total = linear_cross_entropy(h[real], self.rnn.Why, self.rnn.by, targets[real])
         self._add(split, total.double(), int(real.sum()))
@@ -170,6 +183,6 @@ class LanguageModel(TrainedRNN):
         return {"loss": loss, "perplexity": loss.exp()}
 
 
-def _interleaved(states: Tensor) -> Tensor:
-    """Puts the rows of the processes, (world, layers, B, H), in their order in the whole batch."""
-    return states.permute(1, 2, 0, 3).flatten(1, 2)
+def interleaved(states: Tensor) -> Tensor:
+    """Puts the rows of the processes, (world, ..., B, H), in their order in the whole batch."""
+    return states.movedim(0, -2).flatten(-3, -2)

@@ -40,6 +40,9 @@ class Classifier(TrainedRNN):
             down to zero (Loshchilov and Hutter, 2017, without restarts).
         weight_decay: the fraction of each matrix that "adamw" subtracts in a step, times the learning rate;
             biases do not decay.
+        start_from: a run's folder, or its model.safetensors, whose Wxh, Whh and bh are taken over as the
+            start, and by name whatever else fits. It must have the same vocabulary.
+        start_learning_rate: of the weights that are taken over; null for `learning_rate`.
         n_classes: the number of classes of the data.
     """
 
@@ -62,9 +65,11 @@ class Classifier(TrainedRNN):
         learning_rate: float = 0.001,
         schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 0.0,
+        start_from: str | None = None,
+        start_learning_rate: float | None = None,
         n_classes: int = 2,
     ):
-        super().__init__(optimizer, learning_rate, schedule, weight_decay)
+        super().__init__(optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate)
         self.rnn = RNN(
             input_size,
             hidden_size,

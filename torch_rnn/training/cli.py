@@ -3,6 +3,7 @@
 Configuration enters here; below are plain keyword arguments.
 """
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -34,8 +35,11 @@ from torch_rnn.training.language_model import LanguageModel
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
+from torch_rnn.training.start import start_from
 from torch_rnn.training.trained_rnn import TrainedRNN
 from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
+
+log = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -103,6 +107,9 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor
             raise RunError(one_sentence(str(error))) from error
         self.datamodule.check_compatible(self.model.rnn)
+        if self.model.start_from is not None:
+            self.model.started = start_from(self.model.start_from, self.model.rnn, self.datamodule)
+            log.info("%s", self.model.started)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoint")

@@ -46,7 +46,7 @@ class LanguageModel(TrainedRNN):
             always exact.
         negatives: K, the number of ids that a step of the sampled softmax draws, in proportion to
             count ** 0.75 (Mikolov et al., 2013); null for the full softmax.
-        optimizer, learning_rate, schedule, weight_decay: as in `Classifier`.
+        optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate: as in `Classifier`.
         tokens: what the data consist of.
     """
 
@@ -71,9 +71,11 @@ class LanguageModel(TrainedRNN):
         learning_rate: float = 0.001,
         schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 0.0,
+        start_from: str | None = None,
+        start_learning_rate: float | None = None,
         tokens: Literal["characters", "words"] = "characters",
     ):
-        super().__init__(optimizer, learning_rate, schedule, weight_decay)
+        super().__init__(optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate)
         if not 0 <= output_dropout < 1:
             raise ValueError(f"output_dropout is {output_dropout}; it must be at least 0 and below 1")
         if (softmax == "sampled") != (negatives is not None):

@@ -112,6 +112,7 @@ def results(
         "epochs": trainer.current_epoch,
         "best_epoch": best_epoch,
         "seed": data.seed,
+        "started_from": None if model.started is None else model.started._asdict(),
         "seconds": round(clock.elapsed, 2),
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
         "tokens_per_second": round(clock.tokens / clock.seconds) if clock.seconds else 0,

@@ -191,7 +191,8 @@ def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
     model, data, folder = cli.model, cli.datamodule, cli.folder
     found = results(cli.trainer, model, data, cli.clock, scores, cli.checkpoints.best_epoch)
     draw_curves(folder / METRICS, folder / CURVES)
-    model.rnn.save(folder / MODEL, **data.about())
+    started = {} if model.started is None else {"started_from": model.started._asdict()}
+    model.rnn.save(folder / MODEL, **data.about(), **started)
     write_results(folder / RESULTS, found)
     print_results(found, model.remarks(data), Console())
     print(folder / RESULTS)

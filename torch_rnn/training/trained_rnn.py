@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_rnn.errors import RunError, diverged
 from torch_rnn.nn.module import RNN
+from torch_rnn.training.start import Started
 
 WARMUP = 0.05
 """The fraction of the steps in which the learning rate of the cosine schedule grows from zero."""
@@ -28,7 +29,15 @@ class TrainedRNN(LightningModule):
     scores: tuple[str, ...]
     """The metrics that may be monitored."""
 
-    def __init__(self, optimizer: str, learning_rate: float, schedule: str, weight_decay: float):
+    def __init__(
+        self,
+        optimizer: str,
+        learning_rate: float,
+        schedule: str,
+        weight_decay: float,
+        start_from: str | None = None,
+        start_learning_rate: float | None = None,
+    ):
         super().__init__()
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
@@ -42,7 +51,15 @@ class TrainedRNN(LightningModule):
             raise ValueError(
                 f"weight_decay is {weight_decay}; {optimizer} has none, it must be 0 or with adamw"
             )
+        if start_learning_rate is not None and start_from is None:
+            raise ValueError(
+                f"start_learning_rate is {start_learning_rate}, and start_from is null; set both"
+            )
+        if start_learning_rate is not None and not 0 <= start_learning_rate < math.inf:
+            raise ValueError(f"start_learning_rate is {start_learning_rate}; it must be at least 0")
         self.optimizer, self.weight_decay = optimizer, weight_decay
+        self.start_from, self.start_learning_rate = start_from, start_learning_rate
+        self.started: Started | None = None
         self.learning_rate, self.schedule = learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
         self.scored: dict[str, int] = {}  # the number of outputs behind the last metrics of each split
@@ -79,21 +96,15 @@ class TrainedRNN(LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def configure_optimizers(self):
-        matrices = [parameter for parameter in self.parameters() if parameter.dim() > 1]
-        biases = [parameter for parameter in self.parameters() if parameter.dim() == 1]
         fused = (
             "mixed" not in self.trainer.precision
         )  # Lightning cannot clip the scaled gradients of a fused one
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+            optimizer = torch.optim.SGD(self._groups(), lr=self.learning_rate)
         elif self.optimizer == "adam":
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
+            optimizer = torch.optim.Adam(self._groups(), lr=self.learning_rate, fused=fused)
         else:
-            groups = [
-                {"params": matrices, "weight_decay": self.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
-            ]
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
+            optimizer = torch.optim.AdamW(self._groups(), lr=self.learning_rate, fused=fused)
         if self.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -103,6 +114,19 @@ class TrainedRNN(LightningModule):
             )
         schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Returns the parameters in groups of one learning rate and one weight decay each."""
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        taken = self.started.taken if self.started and self.start_learning_rate is not None else ()
+        for name, parameter in self.rnn.named_parameters():
+            rate = self.start_learning_rate if name in taken else self.learning_rate
+            decay = self.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ]
 
     def _mean_loss(self, total: Tensor, scored: int | Tensor) -> Tensor:
         """Returns the loss of a training step from the summed loss of this process and the outputs of all.

@@ -168,6 +168,22 @@ def test_a_sampled_softmax_learns_and_is_scored_exactly(data):
     assert float(run.callback_metrics["validation/loss"]) < before["validation/loss"] - 0.5
 
 
+def test_the_spectral_norm_is_limited_and_logged(data):
+    largest = []
+    for limit in (None, 0.5):
+        seed_everything(0)
+        model = LanguageModel(data.input_size, H, num_layers=2, learning_rate=0.1, recurrent_norm=limit)
+        run = trainer(max_epochs=3)
+        run.fit(model, datamodule=data)
+        norms = [torch.linalg.svdvals(Whh)[0] for Whh in (model.rnn.Whh, model.rnn.Whh_l1)]
+        assert float(run.callback_metrics["train/recurrent_norm"]) == pytest.approx(
+            float(max(norms)), rel=1e-6
+        )
+        largest.append(max(norms))
+    assert largest[0] > 1
+    assert largest[1] == pytest.approx(0.5)  # the last of the 30 steps has limited it
+
+
 def test_states_of_processes_are_put_in_the_order_of_the_rows():
     state = torch.randn(2, 6, 5)
     parts = torch.stack([state[:, rank::3] for rank in range(3)])
@@ -192,6 +208,8 @@ def test_two_processes_make_the_run_of_one(tmp_path):
 def test_refuses_bad_settings(tmp_path):
     with pytest.raises(ValueError, match="output_dropout is 1; it must be at least 0 and below 1"):
         LanguageModel(9, 5, output_dropout=1)
+    with pytest.raises(ValueError, match="recurrent_norm is 0; it must be above 0"):
+        LanguageModel(9, 5, recurrent_norm=0)
     with pytest.raises(ValueError, match="softmax is sampled, and negatives is None"):
         LanguageModel(9, 5, softmax="sampled")
     with pytest.raises(ValueError, match="softmax is full, and negatives is 3"):

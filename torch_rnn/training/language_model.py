@@ -20,8 +20,12 @@ from torch_rnn.softmax import (
 from torch_rnn.training.text_generator import TextGenerator
 from torch_rnn.training.trained_rnn import TrainedRNN
 
-SAMPLES, SAMPLE_STEPS, SAMPLE_TEMPERATURE = 3, {"characters": 60, "words": 15}, 0.8
-"""The samples that a report shows."""
+SAMPLES, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 3, {"characters": 60, "words": 15}, 0.8
+"""How many samples a report shows, how long, and from which temperature they are drawn."""
+
+
+NORM_STEPS = 10
+"""Steps between two looks at the spectral norm, which takes as long as some steps."""
 
 
 class LanguageModel(TrainedRNN):
@@ -41,6 +45,8 @@ class LanguageModel(TrainedRNN):
         input_scale: multiplies the initial Wxh. With "orthogonal", the column of an id has a length of about
             sqrt(H / V) or less, far below that of a state.
         recurrent_scale: multiplies the initial Whh.
+        recurrent_norm: the largest spectral norm of a Whh, to which it is scaled down every 10 steps; below 1
+            the recurrence forgets its past at least as fast (Miller and Hardt, 2019). null for no limit.
         backend: "auto", or one of eager, bptt, cpu, cuda, triton and cudnn.
         softmax: "full", or "sampled" to train with `negatives` (Jean et al., 2015). Validation and test are
             always exact.
@@ -64,6 +70,7 @@ class LanguageModel(TrainedRNN):
         init: Literal["orthogonal", "seed"] = "orthogonal",
         input_scale: float = 1.0,
         recurrent_scale: float = 1.0,
+        recurrent_norm: float | None = None,
         backend: str = "auto",
         softmax: Literal["full", "sampled"] = "full",
         negatives: int | None = None,
@@ -78,6 +85,8 @@ class LanguageModel(TrainedRNN):
         super().__init__(optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate)
         if not 0 <= output_dropout < 1:
             raise ValueError(f"output_dropout is {output_dropout}; it must be at least 0 and below 1")
+        if recurrent_norm is not None and not 0 < recurrent_norm < math.inf:
+            raise ValueError(f"recurrent_norm is {recurrent_norm}; it must be above 0")
         if (softmax == "sampled") != (negatives is not None):
             raise ValueError(
                 f"softmax is {softmax}, and negatives is {negatives}; a sampled softmax needs a number of "
@@ -107,6 +116,7 @@ class LanguageModel(TrainedRNN):
                     else 1
                 )
         self.output_dropout, self.negatives, self.tokens = output_dropout, negatives, tokens
+        self.recurrent_norm = recurrent_norm
         self._states: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, h0: Tensor | None = None) -> Tensor:
@@ -142,6 +152,17 @@ class LanguageModel(TrainedRNN):
         self._add("train", total.detach().double(), len(targets))
         return self._mean_loss(total, batch.scored)
 
+    @torch.no_grad()
+    def on_train_batch_end(self, outputs: Any, batch: StreamBatch, batch_idx: int) -> None:
+        if self.recurrent_norm is not None and self.trainer.global_step % NORM_STEPS == 0:
+            for Whh in self._recurrent_weights():
+                Whh *= (self.recurrent_norm / spectral_norm(Whh)).clamp(max=1)
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        norms = [spectral_norm(Whh) for Whh in self._recurrent_weights()]
+        self.log("train/recurrent_norm", torch.stack(norms).max().float())
+
     def validation_step(self, batch: StreamBatch, step: int) -> None:
         self._score("validation", batch)
 
@@ -151,10 +172,12 @@ class LanguageModel(TrainedRNN):
     def remarks(self, data: TextStream) -> list[str]:
         """Returns a few short samples for the report."""
         generator = TextGenerator(self.rnn, data.vocabulary, data.tokens)
-        texts = generator.generate(
-            steps=SAMPLE_STEPS[data.tokens], n=SAMPLES, temperature=SAMPLE_TEMPERATURE, seed=data.seed
-        )
+        length = SAMPLE_LENGTH[data.tokens]
+        texts = generator.generate("", length, SAMPLES, temperature=SAMPLE_TEMPERATURE, seed=data.seed)
         return [f"sample {number}: {text!r}" for number, text in enumerate(texts, start=1)]
+
+    def _recurrent_weights(self) -> list[Tensor]:
+        return [getattr(self.rnn, "Whh" + name).detach() for (name,) in self.rnn.names]
 
     def _read(self, split: str, batch: StreamBatch) -> Tensor:
         """Returns the top layer's states (B, T, H) and keeps the last ones for the next batch."""
@@ -183,6 +206,11 @@ class LanguageModel(TrainedRNN):
         if self.tokens == "characters":
             return {"loss": loss, "bits_per_character": loss / math.log(2)}
         return {"loss": loss, "perplexity": loss.exp()}
+
+
+def spectral_norm(matrix: Tensor) -> Tensor:
+    """Returns the largest singular value, the most by which the matrix stretches a vector."""
+    return torch.linalg.matrix_norm(matrix.float() if matrix.dtype is torch.bfloat16 else matrix, 2)
 
 
 def interleaved(states: Tensor) -> Tensor:

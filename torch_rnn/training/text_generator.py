@@ -1,7 +1,9 @@
 """TextGenerator: a trained language model with the vocabulary of its data, which writes text."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,20 +70,15 @@ class TextGenerator:
             )
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; words are separated by spaces."""
-        words = [self.vocabulary.words[i] for i in ids]
-        return "".join(words) if self.tokens == "characters" else " ".join(words)
-
-    def generate(self, prompt: str = "", steps: int = 500, n: int = 1, **settings) -> list[str]:
+    def generate(self, prompt: str = "", length: int = 500, n: int = 1, **settings: Any) -> list[str]:
         """Returns n texts that go on after the prompt, without it. Arguments are those of `stream`."""
-        texts = list(self.stream(prompt, steps, n, **settings))
-        return ["".join(pieces) for pieces in zip(*texts, strict=True)] if texts else [""] * n
+        pieces = list(self.stream(prompt, length, n, **settings))
+        return ["".join(text) for text in zip(*pieces, strict=True)]
 
     def stream(
         self,
         prompt: str = "",
-        steps: int = 500,
+        length: int = 500,
         n: int = 1,
         *,
         temperature: float = 1.0,
@@ -89,11 +86,11 @@ class TextGenerator:
         top_p: float | None = None,
         seed: int = 0,
     ) -> Iterator[list[str]]:
-        """Yields after each step the next piece of each of the n texts. The same seed gives the same texts.
+        """Yields at each step the next piece of each of the n texts. The same seed gives the same texts.
 
         Args:
-            prompt: the text before; "" is a line's end, or for words a full stop.
-            steps: the number of tokens to write.
+            prompt: the text before; where it is empty, a line's end, or for words a full stop, is read.
+            length: the number of characters or words to write.
             n: the number of texts.
             temperature, top_k, top_p: as in `RNN.generate`.
             seed: of the random numbers.
@@ -101,4 +98,20 @@ class TextGenerator:
         Raises:
             ValueError: for an unknown character in the prompt, or a setting out of range.
         """
-        raise NotImplementedError
+        for name, value in (("length", length), ("n", n)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if len(ids := self.encode(prompt)) == 0:
+            start = "\n" if self.tokens == "characters" else "."
+            ids = torch.from_numpy(self.vocabulary.encode([start])).long()
+        device = self.rnn.Why.device
+        drawn = self.rnn.generate_steps(
+            ids.to(device).expand(n, -1),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        between = "" if self.tokens == "characters" else " "
+        words = self.vocabulary.words
+        return ([between + words[i] for i in ids.tolist()] for ids in islice(drawn, length))

@@ -151,11 +151,11 @@ def sampled_from_all(module):
         (chunks, "targets[start:end, None]", "targets[:rows, None]"),
         (chunks, "losses[start:end] = log_p[:, 0]", "losses[:rows] = log_p[:, 0]"),
         (chunks, "out=dh[start:end]", "out=dh[:rows]"),
-        (chunks, "start, end = end, end + rows", "start, end = end, end + chunks[-1]"),
+        (chunks, "N // count + (i < N % count) for i", "N // count for i"),
         (chunks, "scatter_(1, target, log_p.expm1_())", "scatter_(1, target, log_p.exp_())"),
         (chunks, "dby += dy.sum(dim=0)", "dby = dy.sum(dim=0)"),
         (chunks, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
-        (chunks, "(gradient * dloss)", "gradient"),
+        (chunks, "gradient.mul_(dloss)", "gradient"),
         (sampled, "shift, y_target = -log_q.to(sums)", "shift, y_target = 0 * log_q.to(sums)"),
         (sampled, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
         (sampled, "shift += by[negatives]", "pass"),
@@ -172,6 +172,6 @@ def sampled_from_all(module):
     ],
 )  # fmt: skip
 def test_faults_of_the_losses_of_language_models_are_caught(check, right, wrong):
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises(AssertionError):
         check(mutant(softmax, right, wrong))
     check(softmax)

@@ -23,9 +23,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Computes the sum of the cross-entropies of `h @ Why.T + by` in nats.
 
-    It has first derivatives only, in h, Why and by. Under autocast, and for weights in half precision,
-    products are in that precision, and the logits, their logarithms and all sums in float32. The same input
-    and number of threads give the same bits.
+    It has first derivatives only, in h, Why and by, for one backward pass. Under autocast, and for weights in
+    half precision, products are in that precision, and the logits, their logarithms and all sums in float32.
+    The same input and number of threads give the same bits.
 
     Args:
         h: (N, H) floats.
@@ -39,7 +39,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: for an argument of another shape, dtype, device or range.
-        RuntimeError: if the gradient is computed with create_graph=True, that is for a second derivative.
+        RuntimeError: where the gradient is computed with create_graph=True, for a second derivative, or a
+            second time with retain_graph=True.
     """
     _check_readout(h, Why, by)
     _check_ids("targets", targets, (len(h),), Why)
@@ -202,7 +203,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(dy, Why, out=dh[start:end])
             if needs.dWhy:
                 _add_product(dWhy, dy.t(), h_part)
-        ctx.save_for_backward(dh, dWhy, dby)
+        ctx.gradients = dh, dWhy, dby
         return -losses.sum()
 
     @staticmethod
@@ -229,10 +230,9 @@ class _SampledCrossEntropy(torch.autograd.Function):
         losses = highest + Z.log() - y_target
         if any(needs):
             dy, dy_target = exp.div_(Z[:, None]), (-losses).expm1_()
-            grads = _sampled_gradients(
+            ctx.gradients = _sampled_gradients(
                 h, at_negatives, at_targets, dy, dy_target, targets, negatives, V, needs
             )
-            ctx.save_for_backward(*grads)
         return losses.sum()
 
     @staticmethod
@@ -266,15 +266,18 @@ def _sampled_gradients(
 
 
 def _scaled(ctx, dloss: Tensor, name: str) -> list[Tensor | None]:
-    """Returns the gradients of h, Why and by, times that of the loss."""
+    """Returns the gradients of h, Why and by, times that of the loss, in the memory of the forward pass."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{name} has no second derivative; compute its gradient without create_graph, or take "
             "torch.nn.functional.cross_entropy of all logits"
         )
+    if ctx.gradients is None:
+        raise RuntimeError(f"the gradient of {name} was computed already; call {name} again")
+    gradients, ctx.gradients = ctx.gradients, None
     return [
-        None if gradient is None else (gradient * dloss).to(dtype)
-        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        None if gradient is None else gradient.mul_(dloss).to(dtype)
+        for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
     ]
 
 

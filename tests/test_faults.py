@@ -137,6 +137,10 @@ def chunks(module):
     language_checks.linear_cross_entropy(module, 7, 11, 5, True, 3)
 
 
+def one_chunk(module):
+    language_checks.linear_cross_entropy(module, 7, 11, 5, True, 7)
+
+
 def sampled(module):
     language_checks.sampled_cross_entropy(module, True)
 
@@ -150,12 +154,13 @@ def sampled_from_all(module):
     [
         (chunks, "targets[start:end, None]", "targets[:rows, None]"),
         (chunks, "losses[start:end] = log_p[:, 0]", "losses[:rows] = log_p[:, 0]"),
-        (chunks, "out=dh[start:end]", "out=dh[:rows]"),
+        (chunks, "else dh[start:end]", "else dh[:rows]"),
         (chunks, "N // count + (i < N % count) for i", "N // count for i"),
         (chunks, "scatter_(1, target, log_p.expm1_())", "scatter_(1, target, log_p.exp_())"),
         (chunks, "dby += dy.sum(dim=0)", "dby = dy.sum(dim=0)"),
         (chunks, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
         (chunks, "gradient.mul_(dloss)", "gradient"),
+        (one_chunk, "dy *= dloss", "pass"),
         (sampled, "shift, y_target = -log_q.to(sums)", "shift, y_target = 0 * log_q.to(sums)"),
         (sampled, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
         (sampled, "shift += by[negatives]", "pass"),

@@ -5,12 +5,17 @@ Their tests call them. test_faults.py calls them with seeded faults, which they 
 
 import weakref
 from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_rnn import RNN, NumpyRNN
+from torch_rnn.nn.layers import Weights
+from torch_rnn.reference import PARAMETERS
 from torch_rnn.testing import assert_parity
 
 NAMES = ("dh", "dWhy", "dby")
@@ -118,3 +123,88 @@ def sampled_partition_function(module: ModuleType, draws: int = 2000) -> None:
     error = (Z.mean() - y.exp().sum()).abs() / (Z.std() / draws**0.5)
     assert Z.std() > 0.1 * Z.mean(), "this case has too little noise to show a fault"
     assert error < 5, f"the mean of Z is off by {error:.1f} standard errors"
+
+
+class Drawing(NamedTuple):
+    """The settings of how ids are drawn."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+DRAWINGS = (
+    Drawing(),
+    Drawing(temperature=0.5),
+    Drawing(temperature=3.0),
+    Drawing(temperature=0),
+    Drawing(top_k=1),
+    Drawing(top_k=4),
+    Drawing(top_k=100),
+    Drawing(top_p=0.6),
+    Drawing(top_p=1e-9),
+    Drawing(top_p=1.0),
+    Drawing(temperature=1.7, top_k=5, top_p=0.8),
+)
+
+
+def drawn_in_numpy(
+    rnn: NumpyRNN, prompt: np.ndarray, uniform: np.ndarray, h0: np.ndarray, drawing: Drawing
+) -> list[int]:
+    """Draws an id for each uniform number, word by word, in a loop over the reference."""
+    ids, x = [], prompt
+    for u in uniform:
+        y = rnn.forward(x, h0).reshape(-1, rnn.output_size)[-1]
+        h0 = rnn.hs[-1]
+        if drawing.temperature == 0:
+            x = [int(np.argmax(y))]
+        else:
+            p = np.exp((y - y.max()) / drawing.temperature)
+            if drawing.top_k is not None:
+                p = np.array([p_v * (np.sum(p > p_v) < drawing.top_k) for p_v in p])
+            if drawing.top_p is not None:
+                p = p / p.sum()
+                p = np.array([p_v * (np.sum(p[p > p_v]) < drawing.top_p) for p_v in p])
+            below, v = 0.0, -1
+            while below < (1 - u) * p.sum() or v < 0:
+                v += 1
+                below += p[v]
+            x = [v]
+        ids += x
+    return ids
+
+
+def generation(module: ModuleType, readout: str, drawing: Drawing, steps: int = 40) -> None:
+    """Compares what Generation draws for three rows, and its states, with a loop over NumpyRNN."""
+    V, H, B = 9, 7, 3
+    reference = NumpyRNN(V, H, V, readout=readout, seed=5)
+    rng = np.random.default_rng(1)
+    for name in PARAMETERS:
+        getattr(reference, name)[...] += rng.standard_normal(getattr(reference, name).shape) / 2
+    rnn = RNN.from_numpy(reference)
+    prompt, h0 = rng.integers(V, size=(B, 4)), rng.standard_normal((B, H)) / 2
+    uniform = torch.rand(steps, B, dtype=torch.float64, generator=torch.Generator().manual_seed(8)).numpy()
+    weights = [Weights(rnn.Wxh, rnn.bh, rnn.Whh)]
+    generator = torch.Generator().manual_seed(8)
+    drawn = module.Generation(
+        torch.from_numpy(prompt), weights, rnn.Why, rnn.by, torch.from_numpy(h0)[None],
+        **drawing._asdict(), generator=generator,
+    )  # fmt: skip
+    got = torch.stack([next(drawn) for _ in range(steps)], dim=1)
+    for b in range(B):
+        want = drawn_in_numpy(reference, prompt[b], uniform[:, b], h0[b], drawing)
+        assert got[b].tolist() == want, f"row {b} is {got[b].tolist()}; it should be {want}"
+        reference.forward(np.concatenate([prompt[b], want[:-1]]), h0[b])
+        assert_parity("h", drawn.h[0, b], reference.hs[-1], torch.float64)
+
+
+def numpy_sample(module: ModuleType, readout: str, temperature: float) -> None:
+    """Compares NumpyRNN.sample with a loop over forward."""
+    reference = module.NumpyRNN(9, 7, 9, readout=readout, seed=5)
+    rng = np.random.default_rng(1)
+    for name in PARAMETERS:
+        getattr(reference, name)[...] += rng.standard_normal(getattr(reference, name).shape) / 2
+    prompt, h0 = rng.integers(9, size=4), rng.standard_normal(7) / 2
+    uniform = np.random.default_rng(3).random(40)
+    got = reference.sample(prompt, 40, temperature=temperature, seed=3, h0=h0)
+    assert got.tolist() == drawn_in_numpy(reference, prompt, uniform, h0, Drawing(temperature))

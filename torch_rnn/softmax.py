@@ -23,9 +23,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Computes the sum of the cross-entropies of `h @ Why.T + by` in nats.
 
-    It has first derivatives only, in h, Why and by. Under autocast, and for weights in half precision,
-    products are in that precision, and the logits, their logarithms and all sums in float32. The same input
-    and number of threads give the same bits.
+    It has first derivatives only, in h, Why and by, for one backward pass. Under autocast, and for weights in
+    half precision, products are in that precision, and the logits, their logarithms and all sums in float32.
+    The same input and number of threads give the same bits.
 
     Args:
         h: (N, H) floats.
@@ -39,7 +39,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: for an argument of another shape, dtype, device or range.
-        RuntimeError: if the gradient is computed with create_graph=True, that is for a second derivative.
+        RuntimeError: where the gradient is computed with create_graph=True, for a second derivative, or a
+            second time with retain_graph=True.
     """
     _check_readout(h, Why, by)
     _check_ids("targets", targets, (len(h),), Why)
@@ -175,15 +176,16 @@ class _Needs(NamedTuple):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss in chunks. Where there is one chunk only, its dy waits for the backward pass."""
+
     @staticmethod
     def forward(ctx, h, Why, by, targets, chunks, product, needs):
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (h, Why, by)]
         h, Why, sums = h.to(product), Why.to(product), _sums(h)
         by = None if by is None else by.to(sums)
         losses, logits = h.new_empty(len(h), dtype=sums), h.new_empty(chunks[0], len(Why), dtype=sums)
-        dh = torch.empty_like(h) if needs.dh else None
-        dWhy = torch.zeros_like(Why, dtype=sums) if needs.dWhy else None
-        dby = torch.zeros_like(by) if needs.dby else None
+        at_once = any(needs) and len(chunks) > 1
+        dh, dWhy, dby = _new_gradients(h, Why, sums, needs) if at_once else (None, None, None)
         end = 0
         for rows in chunks:
             start, end = end, end + rows
@@ -192,22 +194,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.log_softmax(y, dim=1, out=y)
             log_p = y.gather(1, target)
             losses[start:end] = log_p[:, 0]
-            if not any(needs):
-                continue
-            dy = y.exp_().scatter_(1, target, log_p.expm1_())  # softmax(y) - 1 at the target
-            if needs.dby:
-                dby += dy.sum(dim=0)
-            dy = dy.to(product)
-            if needs.dh:
-                torch.mm(dy, Why, out=dh[start:end])
-            if needs.dWhy:
-                _add_product(dWhy, dy.t(), h_part)
-        ctx.save_for_backward(dh, dWhy, dby)
+            if any(needs):
+                dy = y.exp_().scatter_(1, target, log_p.expm1_())  # softmax(y) - 1 at the target
+            if at_once:
+                _add_gradients(dy, h_part, Why, None if dh is None else dh[start:end], dWhy, dby)
+        ctx.needs, ctx.gradients = needs, (dh, dWhy, dby) if at_once else None
+        ctx.waiting = (dy, h, Why) if any(needs) and not at_once else None
         return -losses.sum()
 
     @staticmethod
     def backward(ctx, dloss):
+        if ctx.waiting is not None and not torch.is_grad_enabled():
+            (dy, h, Why), ctx.waiting = ctx.waiting, None
+            dy *= dloss
+            ctx.gradients, dloss = _new_gradients(h, Why, dy.dtype, ctx.needs), None
+            _add_gradients(dy, h, Why, *ctx.gradients)
         return (*_scaled(ctx, dloss, "linear_cross_entropy"), None, None, None, None)
+
+
+def _new_gradients(h: Tensor, Why: Tensor, sums: torch.dtype, needs: _Needs) -> tuple[Tensor | None, ...]:
+    """Returns memory for dh, and zeros for dWhy and dby."""
+    dh = torch.empty_like(h) if needs.dh else None
+    dWhy = torch.zeros_like(Why, dtype=sums) if needs.dWhy else None
+    dby = Why.new_zeros(len(Why), dtype=sums) if needs.dby else None
+    return dh, dWhy, dby
+
+
+def _add_gradients(
+    dy: Tensor, h: Tensor, Why: Tensor, dh: Tensor | None, dWhy: Tensor | None, dby: Tensor | None
+) -> None:
+    """Writes to dh and adds to dWhy and dby what the gradient of the logits, dy (N, V), gives."""
+    if dby is not None:
+        dby += dy.sum(dim=0)
+    dy = dy.to(h.dtype)
+    if dh is not None:
+        torch.mm(dy, Why, out=dh)
+    if dWhy is not None:
+        _add_product(dWhy, dy.t(), h)
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -229,10 +252,9 @@ class _SampledCrossEntropy(torch.autograd.Function):
         losses = highest + Z.log() - y_target
         if any(needs):
             dy, dy_target = exp.div_(Z[:, None]), (-losses).expm1_()
-            grads = _sampled_gradients(
+            ctx.gradients = _sampled_gradients(
                 h, at_negatives, at_targets, dy, dy_target, targets, negatives, V, needs
             )
-            ctx.save_for_backward(*grads)
         return losses.sum()
 
     @staticmethod
@@ -265,16 +287,19 @@ def _sampled_gradients(
     return dh, dWhy, dby
 
 
-def _scaled(ctx, dloss: Tensor, name: str) -> list[Tensor | None]:
-    """Returns the gradients of h, Why and by, times that of the loss."""
+def _scaled(ctx, dloss: Tensor | None, name: str) -> list[Tensor | None]:
+    """Returns the gradients of h, Why and by, times dloss if given, in the memory that they have."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{name} has no second derivative; compute its gradient without create_graph, or take "
             "torch.nn.functional.cross_entropy of all logits"
         )
+    if ctx.gradients is None:
+        raise RuntimeError(f"the gradient of {name} was computed already; call {name} again")
+    gradients, ctx.gradients = ctx.gradients, None
     return [
-        None if gradient is None else (gradient * dloss).to(dtype)
-        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        None if gradient is None else (gradient if dloss is None else gradient.mul_(dloss)).to(dtype)
+        for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
     ]
 
 

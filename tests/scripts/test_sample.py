@@ -1,21 +1,16 @@
 """scripts/sample.py and TextGenerator: text from a model, the same for the same seed."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from trials import ROOT, TEXT
+from trials import TEXT
 
 from torch_rnn import RNN
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.training import TextGenerator
 
-SCRIPT = ROOT / "scripts" / "sample.py"
-
 
 @pytest.fixture(scope="module", params=["characters", "words"])
-def run(request, tmp_path_factory):
+def model(request, tmp_path_factory):
     """The folder of a run whose model has not been trained, and its tokens."""
     folder, kind = tmp_path_factory.mktemp("run"), request.param
     tokens = sorted(set(TEXT if kind == "characters" else tokenize(TEXT)))
@@ -29,14 +24,20 @@ def run(request, tmp_path_factory):
     return folder, kind
 
 
-def sample(run, *arguments):
-    command = [sys.executable, str(SCRIPT), str(run), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    return ended.returncode, ended.stdout, ended.stderr
+@pytest.fixture
+def sample(run, capsys):
+    """Runs the script; returns its exit status, what it printed, and its error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = run("sample", *arguments)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
 
 
-def test_text_goes_on_from_the_prompt(run):
-    folder, kind = run
+def test_text_goes_on_from_the_prompt(model, sample):
+    folder, kind = model
     generator = TextGenerator.load(folder)
     (text,) = generator.generate("3 sheep came", 40, temperature=0.7, top_k=9, top_p=0.9, seed=5)
     assert len(text if kind == "characters" else text.split()) == 40
@@ -47,8 +48,8 @@ def test_text_goes_on_from_the_prompt(run):
     assert sample(folder, "--prompt", "3 sheep came", "--stream", *arguments) == (0, printed, "")
 
 
-def test_samples_differ_and_are_those_of_the_seed(run):
-    generator = TextGenerator.load(run[0])
+def test_samples_differ_and_are_those_of_the_seed(model):
+    generator = TextGenerator.load(model[0])
     first = generator.generate("", 30, 4, seed=1)
     assert len(set(first)) == 4
     assert generator.generate("", 30, 4, seed=1) == first
@@ -58,8 +59,8 @@ def test_samples_differ_and_are_those_of_the_seed(run):
     assert greedy[0] == greedy[1] == generator.generate("", 30, temperature=0, seed=9)[0]
 
 
-def test_ids_are_those_of_the_model(run):
-    folder, kind = run
+def test_ids_are_those_of_the_model(model):
+    folder, kind = model
     generator = TextGenerator.load(folder)
     ids = generator.encode("7 sheep came")
     expected = Vocabulary(generator.vocabulary.words).encode(
@@ -72,21 +73,23 @@ def test_ids_are_those_of_the_model(run):
     assert generator.generate("7 sheep came", 20, seed=3) == [text]
 
 
-def test_several_samples_are_numbered(run):
-    folder, _ = run
+def test_several_samples_are_numbered(model, sample):
+    folder, _ = model
     texts = TextGenerator.load(folder).generate("", 20, 2, temperature=0.8, seed=0)
     expected = f"1:\n{texts[0]}\n2:\n{texts[1]}\n"
     assert sample(folder, "--n", "2", "--length", "20") == (0, expected, "")
 
 
 @pytest.mark.bad_input
-def test_an_unknown_character_is_named_and_an_unknown_word_is_not_known(run):
-    folder, kind = run
+def test_an_unknown_character_is_named_and_an_unknown_word_is_not_known(model, sample):
+    folder, kind = model
     generator = TextGenerator.load(folder)
     if kind == "words":
         assert generator.encode("sheep Zürich came")[1] == 0
         return
-    with pytest.raises(ValueError, match=r"prompt has 'Z', 'ü', which the model has never read; it knows 28"):
+    with pytest.raises(
+        ValueError, match=r"prompt has 'Z', 'i', 'r', 'ü', which the model has never read; it knows 29"
+    ):
         generator.encode("sheep Zürich")
     status, printed, error = sample(folder, "--prompt", "Ü")
     assert (status, printed) == (2, "")
@@ -99,15 +102,15 @@ def test_an_unknown_character_is_named_and_an_unknown_word_is_not_known(run):
     [
         (("--length", "0"), "error: length is 0; it must be at least 1"),
         (("--n", "0"), "error: n is 0; it must be at least 1"),
-        (("--temperature", "-1"), "error: temperature is -1.0; it must be at least 0"),
+        (("--temperature", "-1"), "error: temperature is -1.0; it must be 0, or 1e-06 or more"),
         (("--top-k", "0"), "error: top_k is 0; it must be at least 1"),
         (("--top-p", "2"), "error: top_p is 2.0; it must be above 0 and at most 1"),
     ],
 )
-def test_refuses_bad_arguments(run, arguments, message):
-    if run[1] == "words":
+def test_refuses_bad_arguments(model, sample, arguments, message):
+    if model[1] == "words":
         pytest.skip("the same for words")
-    status, printed, error = sample(run[0], *arguments)
+    status, printed, error = sample(model[0], *arguments)
     assert (status, printed) == (2, "")
     assert error.startswith(message)
 

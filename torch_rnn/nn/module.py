@@ -51,6 +51,11 @@ class RNN(nn.Module):
             "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
         init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
             start at zero.
+        input_scale: multiplies the initial Wxh of the first layer. Where x are ids, Wxh x is a column of a
+            semi-orthogonal matrix, so its length is 1 or less, and that of h grows as sqrt(H). With a scale
+            of about 10, both are of like size, and a language model learns faster.
+        recurrent_scale: multiplies the initial Whh of every layer. Below 1, early states fade and the latest
+            ids count for more.
         backend: of the recurrence: "auto", or a key of `torch_rnn.ops.BACKENDS`.
         recompute: whether the backward pass computes states again, so that the memory for them grows as
             sqrt(T).
@@ -74,6 +79,8 @@ class RNN(nn.Module):
         recurrent_dropout: float = 0.0,
         readout: str = "last",
         init: str = "orthogonal",
+        input_scale: float = 1.0,
+        recurrent_scale: float = 1.0,
         backend: str = "auto",
         recompute: bool = False,
         device: torch.device | str | None = None,
@@ -84,6 +91,7 @@ class RNN(nn.Module):
         self.num_layers, self.bidirectional, self.bias = num_layers, bidirectional, bias
         self.nonlinearity, self.dropout, self.recurrent_dropout = nonlinearity, dropout, recurrent_dropout
         self.readout, self.init, self.backend, self.recompute = readout, init, backend, recompute
+        self.input_scale, self.recurrent_scale = input_scale, recurrent_scale
         dtype = dtype or torch.get_default_dtype()
         check_settings(self.settings, dtype)
         check_backend(backend)
@@ -121,6 +129,13 @@ class RNN(nn.Module):
                 parameter.data.copy_(nn.init.orthogonal_(torch.empty_like(parameter, dtype=torch.float32)))
             else:
                 nn.init.orthogonal_(parameter)
+        with torch.no_grad():
+            for layer, directions in enumerate(self.names):
+                for name in directions:
+                    if self.input_scale != 1 and layer == 0:
+                        getattr(self, "Wxh" + name).mul_(self.input_scale)
+                    if self.recurrent_scale != 1:
+                        getattr(self, "Whh" + name).mul_(self.recurrent_scale)
 
     def forward(
         self,

@@ -104,17 +104,10 @@ class LanguageModel(TrainedRNN):
             recurrent_dropout=recurrent_dropout,
             readout="every",
             init=init,
+            input_scale=input_scale,
+            recurrent_scale=recurrent_scale,
             backend=backend,
         )
-        with torch.no_grad():
-            for name, p in self.rnn.named_parameters():
-                p *= (
-                    input_scale
-                    if name.startswith("Wxh") and "_l" not in name
-                    else recurrent_scale
-                    if name.startswith("Whh")
-                    else 1
-                )
         self.output_dropout, self.negatives, self.tokens = output_dropout, negatives, tokens
         self.recurrent_norm = recurrent_norm
         self._states: dict[str, Tensor] = {}

@@ -105,6 +105,21 @@ def test_a_second_derivative_and_a_second_backward_pass_are_refused():
             torch.autograd.grad(loss, h)
 
 
+@pytest.mark.parametrize("rows", [2, 6])
+def test_weights_that_change_before_the_backward_pass_are_noticed_or_do_not_count(rows):
+    h, Why, by, targets = readout(6, 5, 4)
+    want = gradients(linear_cross_entropy(h, Why, by, targets), h, Why, by)
+    loss = linear_cross_entropy(h, Why, by, targets, chunk_bytes=8 * 5 * rows)
+    with torch.no_grad():
+        Why *= 2
+    if rows == 6:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        for name, gradient in gradients(loss, h, Why, by).items():
+            assert_parity(name, gradient, want[name], torch.float64)
+
+
 @pytest.mark.parametrize("rows", [3, 100])
 def test_float32_is_as_exact_as_all_logits_in_float32(rows):
     truth = readout(100, 400, 64)

@@ -199,15 +199,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if at_once:
                 _add_gradients(dy, h_part, Why, None if dh is None else dh[start:end], dWhy, dby)
         ctx.needs, ctx.gradients = needs, (dh, dWhy, dby) if at_once else None
-        ctx.waiting = (dy, h, Why) if any(needs) and not at_once else None
+        ctx.waits = any(needs) and not at_once
+        if ctx.waits:
+            ctx.save_for_backward(dy, h, Why)
         return -losses.sum()
 
     @staticmethod
     def backward(ctx, dloss):
-        if ctx.waiting is not None and not torch.is_grad_enabled():
-            (dy, h, Why), ctx.waiting = ctx.waiting, None
+        if ctx.waits and not torch.is_grad_enabled():
+            dy, h, Why = ctx.saved_tensors
             dy *= dloss
-            ctx.gradients, dloss = _new_gradients(h, Why, dy.dtype, ctx.needs), None
+            ctx.waits, dloss = False, None
+            ctx.gradients = _new_gradients(h, Why, dy.dtype, ctx.needs)
             _add_gradients(dy, h, Why, *ctx.gradients)
         return (*_scaled(ctx, dloss, "linear_cross_entropy"), None, None, None, None)
 

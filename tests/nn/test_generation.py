@@ -112,6 +112,26 @@ def test_dropout_is_off_in_training_too_and_weights_keep_their_gradients():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in rnn.parameters())
 
 
+def test_training_meanwhile_changes_nothing():
+    for settings in ({"num_layers": 2}, {"bias": False}):
+        rnn = lively(**settings)
+        want = rnn.generate([[1, 2]], 20, generator=seeded())
+        steps = rnn.generate_steps([[1, 2]], generator=seeded())
+        with torch.no_grad():
+            for parameter in rnn.parameters():
+                parameter.zero_()
+        assert torch.equal(torch.cat([next(steps) for _ in range(20)]), want[0])
+
+
+def test_autocast_changes_nothing():
+    rnn = lively()
+    want = rnn.generate([[1, 2]], 20, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        steps = rnn.generate_steps([[1, 2]], generator=seeded())
+        assert torch.equal(torch.cat([next(steps) for _ in range(20)]), want[0])
+        assert steps.h.dtype == torch.float32
+
+
 def test_draws_are_as_frequent_as_the_probabilities():
     rnn = lively()
     prompt = torch.tensor([[2, 7]])

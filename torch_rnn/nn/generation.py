@@ -5,6 +5,7 @@ h = tanh(Wxh[:, id] + Whh h + bh)          y = Why h + by          id ~ softmax(
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ LOWEST_TEMPERATURE = 1e-6
 class Generation(Iterator[Tensor]):
     """Yields the next ids of B rows, (B,) int64, without an end.
 
-    A step takes the same time however long the text is. The weights are those at the start, and dropout is
-    off. At each step a row's id is the smallest one whose cumulative probability reaches 1 - u, where u in
-    [0, 1) is the row's entry of `torch.rand(B, 1, dtype=torch.float64, generator=generator)`. What is drawn
-    for a row depends on its own values and place alone.
+    A step takes the same time however long the text is. The weights are a copy of those at the start; dropout
+    and autocast are off. At each step a row's id is the smallest one whose cumulative probability reaches
+    1 - u, where u in [0, 1) is the row's entry of
+    `torch.rand(B, 1, dtype=torch.float64, generator=generator)`. What is drawn for a row depends on its own
+    values and place alone.
 
     Args:
         ids: (B, T) integers, the prompt, T at least 1.
@@ -58,13 +60,15 @@ class Generation(Iterator[Tensor]):
         self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
         self._f = NONLINEARITIES[nonlinearity].function
         with torch.no_grad():
-            weights = [Weights(*(None if w is None else w.detach() for w in layer)) for layer in weights]
+            weights = [
+                Weights(*(None if w is None else w.detach().clone() for w in layer)) for layer in weights
+            ]
             settings = {"nonlinearity": nonlinearity, "backend": backend}
             states = layered(ids, [[layer] for layer in weights], h0, **settings)[1]
             bottom, *self._upper = weights
             self._columns = bottom.Wxh.t() if bottom.bh is None else bottom.Wxh.t() + bottom.bh  # (D, H)
             self._WhhT = [layer.Whh.t() for layer in weights]
-            self._WhyT, self._by = Why.detach().t(), None if by is None else by.detach()
+            self._WhyT, self._by = Why.detach().clone().t(), None if by is None else by.detach().clone()
         self._states = list(states)
         self._next: Tensor | None = None  # the latest ids, which the next step reads
 
@@ -74,11 +78,14 @@ class Generation(Iterator[Tensor]):
 
     @torch.no_grad()
     def __next__(self) -> Tensor:
-        if self._next is not None:
-            self._step(self._next)
-        h = self._states[-1]
-        y = h @ self._WhyT if self._by is None else torch.addmm(self._by, h, self._WhyT)
-        self._next = self._draw(y)
+        kind = self._columns.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():
+            if self._next is not None:
+                self._step(self._next)
+            h = self._states[-1]
+            y = h @ self._WhyT if self._by is None else torch.addmm(self._by, h, self._WhyT)
+            self._next = self._draw(y)
         return self._next
 
     def _step(self, ids: Tensor) -> None:

@@ -31,6 +31,7 @@ NORM_STEPS = 10
 class LanguageModel(TrainedRNN):
     """Trains an RNN by the cross-entropy of each next token, with the state carried from batch to batch.
 
+    At the start by is the logarithm of the tokens' frequencies, so that the softmax begins with these.
     It logs for each split the loss in nats a token, and in bits per character or as the perplexity of words.
 
     Args:
@@ -116,9 +117,14 @@ class LanguageModel(TrainedRNN):
         return self.rnn(x, h0=h0)
 
     def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        counts = torch.from_numpy(self.trainer.datamodule.counts()).double().clamp(min=1)
+        if self.started is None or "by" not in self.started.taken:
+            # A sampled softmax that had to learn the frequencies from zeros would diverge at first.
+            self.rnn.by.data.copy_((counts / counts.sum()).log())
         if self.negatives is not None:
-            counts = torch.from_numpy(self.trainer.datamodule.counts()).double()
-            self._inclusion = inclusion_probabilities(self.negatives, counts.clamp(min=1) ** 0.75)
+            self._inclusion = inclusion_probabilities(self.negatives, counts**0.75)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

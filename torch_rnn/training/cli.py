@@ -108,6 +108,8 @@ class CLI(LightningCLI):
             raise RunError(one_sentence(str(error))) from error
         self.datamodule.check_compatible(self.model.rnn)
         if self.model.start_from is not None:
+            if self.datamodule.vocabulary is None:
+                self.datamodule.setup("fit")  # which finds the vocabulary
             self.model.started = start_from(self.model.start_from, self.model.rnn, self.datamodule)
             log.info("%s", self.model.started)
 

@@ -1,0 +1,77 @@
+"""A finished run, read from its folder, with the data that it was trained on."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.errors import RunError
+from torch_rnn.nn.module import RNN
+from torch_rnn.training.report import METRICS
+from torch_rnn.training.resume import CONFIG, RESULTS
+
+
+class FinishedRun(NamedTuple):
+    """What a run has left, and its data."""
+
+    folder: Path
+    results: dict[str, Any]
+    settings: dict[str, Any]
+    """The content of config.yaml."""
+    metrics: list[dict[str, str]]
+    """The rows of metrics.csv, without empty cells."""
+    rnn: RNN
+    """The RNN with the weights that were scored, on the CPU, in evaluation mode."""
+    data: SequenceData
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the run labels texts, word by word."""
+        return self.data.vocabulary is not None and self.rnn.readout != "every"
+
+
+def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
+    """Reads what a finished run has left.
+
+    Args:
+        folder: The folder of the run.
+        data: The data of the run; None makes them from its settings.
+
+    Raises:
+        RunError: A file is missing or damaged, or the data are not those of the run.
+    """
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        with open(folder / METRICS, newline="", encoding="utf-8") as file:
+            metrics = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rnn = RNN.load(folder).eval()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{folder} holds no finished run that can be read ({error})") from error
+    rnn = rnn.float() if rnn.Why.dtype is torch.bfloat16 else rnn
+    data = data_of(settings, folder) if data is None else data
+    data.setup()
+    if rnn.input_size != data.input_size or max(rnn.output_size, 2) != len(data.classes):
+        raise RunError(
+            f"{folder} was trained on data of input size {rnn.input_size} with {max(rnn.output_size, 2)} "
+            f"classes; these have {data.input_size} and {len(data.classes)}"
+        )
+    return FinishedRun(folder, results, settings, metrics, rnn, data)
+
+
+def data_of(settings: dict[str, Any], folder: Path) -> SequenceData:
+    """Makes the data that the settings of a run describe. Raises RunError where they describe none."""
+    try:
+        module, name = settings["data"]["class_path"].rsplit(".", 1)
+        made = getattr(importlib.import_module(module), name)
+        arguments = {"seed": settings["seed_everything"], **settings["data"]["init_args"]}
+        return made(**arguments)
+    except RunError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, ImportError) as error:
+        raise RunError(f"{folder / CONFIG} describes no data that can be made ({error})") from error

@@ -11,7 +11,7 @@ from torch_rnn.training.entry import ends_quietly
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a finished training run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write; report.html in the folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="to write; report.html in the folder")
     chosen = parser.parse_args()
     from torch_rnn.errors import RunError
     from torch_rnn.page import write_page

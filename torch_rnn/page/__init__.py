@@ -3,12 +3,17 @@
 `write_page` gathers what the page shows, puts it into template.html with page.css, page.js and Plotly's
 JavaScript, and writes one file that needs no network.
 
-    finished.py        the run, read from its folder              write.py           data and template -> file
-    results.py         scores, confusion matrix, calibration      curves.py          what was logged
-    predictions.py     the test split, read once                  contributions.py   a word's part of the logits
-    reading.py         weights and texts that the page reads      words.py           the words that push most
-    states.py          states on two principal components         slow_points.py     where the recurrence is slow
+    finished.py        the run, read from its folder
+    predictions.py     the test split, read once
+    results.py         scores, confusion matrix, calibration
+    curves.py          what was logged
+    contributions.py   how far each word moves the logits
+    reading.py         the weights and texts that the page reads
+    words.py           the words that push most
+    states.py          states on two principal components
+    slow_points.py     where the recurrence is slow
     memory.py          gradients by distance, eigenvalues of Whh
+    write.py           all of it and the template -> one file
 """
 
 from torch_rnn import lazy

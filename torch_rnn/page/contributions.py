@@ -1,7 +1,7 @@
 """How far each step moves the logits: contributions that sum, with by, to the logits.
 
-The state of a direction is the sum of its changes, h[t] = sum over s <= t of (h[s] - h[s-1]), with h[-1] = h0 = 0.
-A readout is a weighted sum of states, unit by unit, so it is a weighted sum of changes:
+The state of a direction is the sum of its changes: h[t] is the sum of h[s] - h[s-1] over s <= t, where h[-1]
+is 0. A readout is a weighted sum of states, unit by unit, so it is a weighted sum of changes:
 
     last, every   Why h[T]             each change counts fully
     mean          Why mean of h[t]     the change at t counts with the share of the steps from t on
@@ -51,8 +51,8 @@ def changes(h: Tensor, backwards: bool) -> Tensor:
 def running_logits(rnn: RNN, h: Tensor, parts: Tensor) -> Tensor:
     """Returns the logits after each step of one sequence, (T, C).
 
-    They are those of the sequence that ends there. With two directions, which read a shorter sequence anew, they
-    are `by` plus the contributions so far.
+    They are those of the sequence that ends there. With two directions, which would read a shorter sequence
+    anew, they are `by` plus the contributions so far.
 
     Args:
         rnn: The RNN.

@@ -1,13 +1,14 @@
 """A finished run, read from its folder, with the data that it was trained on."""
 
 import csv
-import importlib
 import json
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.errors import RunError
@@ -66,12 +67,14 @@ def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
 
 def data_of(settings: dict[str, Any], folder: Path) -> SequenceData:
     """Makes the data that the settings of a run describe. Raises RunError where they describe none."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SequenceData, "data")
     try:
-        module, name = settings["data"]["class_path"].rsplit(".", 1)
-        made = getattr(importlib.import_module(module), name)
-        arguments = {"seed": settings["seed_everything"], **settings["data"]["init_args"]}
-        return made(**arguments)
+        data = settings["data"]
+        arguments = {"seed": settings["seed_everything"], **data["init_args"]}
+        config = parser.parse_object({"data": {"class_path": data["class_path"], "init_args": arguments}})
+        return parser.instantiate_classes(config).data
     except RunError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, ImportError) as error:
+    except (KeyError, TypeError, ValueError, ArgumentError) as error:
         raise RunError(f"{folder / CONFIG} describes no data that can be made ({error})") from error

@@ -16,11 +16,11 @@ from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.predictions import Predictions, batches
 from torch_rnn.page.slow_points import eigenvalues
 
-SEQUENCES = 96
+SEQUENCES = 240
 """Test sequences whose gradients are averaged."""
 MAX_STEPS = 1000
 """Limit on the length of these sequences."""
-LEAST = 8
+LEAST = 24
 """A distance that fewer sequences reach is left out."""
 MAX_WIDTH = 1024
 """Limit on H for eigenvalues."""
@@ -36,12 +36,10 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
         for name in names:
             matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
             small = run.rnn.hidden_size <= MAX_WIDTH
-            spectra.append(
-                {
-                    "name": f"Whh{name}",
-                    **{when: eigenvalues(W.double().numpy()) if small else [] for when, W in matrices.items()},
-                }
-            )
+            found_values = {
+                when: eigenvalues(Whh.double().numpy()) if small else [] for when, Whh in matrices.items()
+            }
+            spectra.append({"name": f"Whh{name}", **found_values})
     gradients = {when: gradient_norms(rnn, run, rows) for when, rnn in models.items()}
     return {"gradients": gradients, "sequences": len(rows), "spectra": spectra}
 
@@ -66,7 +64,8 @@ def gradient_rows(run: FinishedRun, found: Predictions) -> np.ndarray:
 def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[str, Any]]:
     """Returns for each direction of the top layer the mean norm of dL/dh[t] by distance.
 
-    The distance is the number of steps from t to the last step of that direction. L is the loss of one sequence.
+    The distance is the number of steps from t to the last step of that direction. L is the loss of one
+    sequence.
     """
     T = max(len(run.data.splits["test"][0][i]) for i in rows)
     directions = len(rnn.names[0])

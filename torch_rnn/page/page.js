@@ -250,7 +250,7 @@ function make(tag, { text, children = [], ...attributes } = {}) {
 }
 
 const number = (value) => value.toLocaleString("en");
-const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
+const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}\u00a0%`;
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const CLASS_COLOURS = {
@@ -263,7 +263,8 @@ const theme = () => document.documentElement.dataset.theme;
 // Plots.
 
 const PLOTS = [];
-const SHOWN = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "toImage"] };
+const SHOWN = { displayModeBar: false, responsive: true };
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
 
 /** Draws a plot now and again when the theme changes; draw() returns { traces, layout }. Returns a function that redraws. */
@@ -280,21 +281,24 @@ function plot(id, draw) {
 function baseLayout() {
   return {
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", margin: { l: 52, r: 12, t: 30, b: 44 },
-    font: { family: "inherit", size: 12.5, color: colour("soft") }, hovermode: "closest", dragmode: TOUCH ? false : "zoom",
+    font: { family: FONT, size: 12.5, color: colour("soft") }, hovermode: "closest", dragmode: TOUCH ? false : "zoom",
     legend: { orientation: "h", x: 0, y: 1.14, bgcolor: "transparent" }, uirevision: "kept",
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text"), size: 13 } },
-    modebar: { bgcolor: "transparent", color: colour("middle"), activecolor: colour("soft") },
   };
 }
 
 function axis(title, more = {}) {
   return {
     title: { text: title, standoff: 8 }, gridcolor: colour("grid"), zerolinecolor: colour("line"), linecolor: colour("line"),
-    tickcolor: colour("line"), ...more,
+    tickcolor: colour("line"), automargin: true, ...more,
   };
 }
 
-const LOG = { type: "log", exponentformat: "power", dtick: 1 };
+/** Returns a logarithmic axis: ticks at powers of ten, or in between too where these would be few. */
+function logAxis(title, values) {
+  const positive = values.filter((value) => value > 0), decades = Math.log10(Math.max(...positive) / Math.min(...positive));
+  return axis(title, { type: "log", exponentformat: "power", dtick: decades > 5 ? Math.ceil(decades / 5) : decades > 1.5 ? 1 : "D2" });
+}
 
 function circle() {
   return { type: "circle", x0: -1, x1: 1, y0: -1, y1: 1, line: { color: colour("soft"), width: 1, dash: "dot" } };
@@ -314,9 +318,9 @@ function complexPlane(title) {
 function showSummary() {
   const { test, validation } = DATA.result.splits;
   const cards = [
-    [percent(test.accuracy), `test accuracy, 95 % interval ${percent(test.low)} to ${percent(test.high)}`],
+    [percent(test.accuracy, 2), `test accuracy, 95 % interval ${percent(test.low)} to ${percent(test.high)}`],
     [test.loss.toPrecision(3), "test loss, nats"],
-    [percent(validation.accuracy), `validation accuracy, of ${number(validation.n)}`],
+    [percent(validation.accuracy, 2), `validation accuracy, of ${number(validation.n)}`],
     [number(test.n), DATA.model.readout === "every" ? "outputs tested" : "examples tested"],
     [number(DATA.about.parameters), `parameters, trained in ${number(Math.round(DATA.about.seconds))} s`],
   ];
@@ -407,7 +411,7 @@ function showCurves() {
   }));
   plot("curve-norm", () => ({
     traces: [line("train/gradient_norm", "norm", colour("up"), { line: { color: colour("up"), width: 1.2 } })],
-    layout: titled("gradient norm, before clipping", { ...LOG, dtick: undefined }, { showlegend: false }),
+    layout: titled("gradient norm, before clipping", {}, { showlegend: false, yaxis: logAxis("", curves["train/gradient_norm"].values) }),
   }));
   if (curves["learning rate"] === null) return byId("curve-rate").remove();
   return plot("curve-rate", () => ({
@@ -426,7 +430,7 @@ function showMemory() {
       line: { color: tones()[when], width: 2, dash: d ? "dash" : "solid" },
       hovertemplate: "%{x} steps before the end: %{y:.3g}<extra></extra>",
     }))),
-    layout: { xaxis: axis("steps before the end"), yaxis: axis("mean |dL/dh[t]|", { ...LOG, dtick: undefined }) },
+    layout: { xaxis: axis("steps before the end"), yaxis: logAxis("mean |dL/dh[t]|", Object.values(gradients).flat().flatMap(({ norms }) => norms)) },
   }));
   plot("spectrum", () => ({
     traces: spectra.flatMap((spectrum, i) => Object.keys(gradients).map((when) => ({
@@ -540,9 +544,9 @@ function slowOrder() {
 }
 
 function slowLabel(i) {
-  const { slow } = DATA.states, [re, im] = slow.eigenvalues[i][0], modulus = Math.hypot(re, im);
+  const { slow } = DATA.states, values = slow.eigenvalues[i], [re, im] = values[closestToOne(values)];
   const says = TWO ? `says ${percent(probabilitiesOf(slow.logits[i])[1])} ${escapeText(MODEL.classes[1])}` : `says ${escapeText(saysAfter(slow.logits[i]))}`;
-  return `${says}<br>largest |λ| ${modulus.toFixed(4)}`;
+  return `${says}<br>closest to 1: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
 }
 
 function showSpace() {
@@ -572,24 +576,31 @@ function showSpace() {
 }
 
 function jacobianPlot(i) {
-  const values = DATA.states.slow.eigenvalues[i];
+  const values = DATA.states.slow.eigenvalues[i], slowest = closestToOne(values);
   return {
     traces: [{
       x: values.map(([re]) => re), y: values.map(([, im]) => im), mode: "markers", showlegend: false,
-      marker: { color: values.map((_, k) => (k ? colour("up") : colour("down"))), size: values.map((_, k) => (k ? 7 : 11)) },
+      marker: { color: values.map((_, k) => colour(k === slowest ? "down" : "up")), size: values.map((_, k) => (k === slowest ? 12 : 7)) },
       text: values.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`), hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
     }],
     layout: complexPlane("eigenvalues of dF/dh at the slow point"),
   };
 }
 
+/** Says how long a change along the eigenvalue closest to 1 lasts, and how many others do not fade. */
 function describeSlowPoint(i, k, n) {
-  const { slow } = DATA.states, moduli = slow.eigenvalues[i].map(([re, im]) => Math.hypot(re, im));
-  const half = (z) => (z >= 1 ? "does not fade" : `halves in ${number(Math.max(1, Math.round(Math.log(0.5) / Math.log(z))))} steps`);
-  const second = moduli.find((z) => z < 0.995 * moduli[0]) ?? moduli[1];
-  byId("slow-text").textContent = `${k + 1} of ${n}, from left to right; it ${slowLabel(i).split("<br>")[0]}. Along the ` +
-    `slowest direction, |λ| = ${moduli[0].toFixed(4)}, a change ${half(moduli[0])}` +
-    (second === undefined ? "." : `; along the next, |λ| = ${second.toFixed(2)}, it ${half(second)}.`);
+  const values = DATA.states.slow.eigenvalues[i], [re, im] = values[closestToOne(values)], z = Math.hypot(re, im);
+  const outside = values.filter((value) => Math.hypot(...value) > 1).length;
+  const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${number(Math.max(1, Math.round(Math.log(0.5) / Math.log(z))))} steps`;
+  byId("slow-text").textContent = `${k + 1} of ${n}, from left to right: the model ${slowLabel(i).split("<br>")[0]} there. The eigenvalue ` +
+    `closest to 1 is ${re.toFixed(4)}${Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(3)} i`}; a change along it ${fate}. ` +
+    `${outside} of ${values.length} eigenvalues are outside the circle.`;
+}
+
+/** Returns the place of the eigenvalue that is closest to 1 on the complex plane. */
+function closestToOne(values) {
+  const distances = values.map(([re, im]) => Math.hypot(re - 1, im));
+  return distances.indexOf(Math.min(...distances));
 }
 
 // Panels: words.
@@ -600,8 +611,8 @@ function showWords() {
     make("caption", { text: caption(way) }),
     make("thead", { children: [make("tr", { children: [
       make("th", { text: "word", class: "text", scope: "col" }), make("th", { text: "mean part of the logit", scope: "col" }),
-      make("th", { class: "amount" }), make("th", { text: "in test", class: "count", scope: "col" }),
-      make("th", { text: "in training", class: "count", scope: "col" })] })] }),
+      make("th", { class: "amount" }), make("th", { text: "test", class: "count", scope: "col" }),
+      make("th", { text: "training", class: "count", scope: "col" })] })] }),
     make("tbody", { children: rows.map((row) => make("tr", { children: [
       make("td", { text: row.word, class: "text" }),
       make("td", { class: "bar", children: [make("i", { style: `width: ${100 * Math.abs(row.mean) / most}%` })] }),

@@ -51,7 +51,7 @@ class Predictions(NamedTuple):
 
 
 def batches(data: SequenceData, split: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yields batches of similar length of some sequences of a split, each with the numbers of its sequences."""
+    """Yields some sequences of a split in batches of similar length, each batch with their numbers."""
     sequences, labels = data.splits[split]
     lengths, source = lengths_of(sequences), Sequences(sequences, labels)
     order = rows[np.argsort(lengths[rows], kind="stable")]
@@ -96,7 +96,7 @@ def predict_test(run: FinishedRun) -> Predictions:
 
 
 def logits_of_states(rnn: RNN, h: Tensor, lengths: Tensor) -> Tensor:
-    """Returns the logits (B, C), or (B, T, C), of states (B, T, directions * H) that `rnn.states` has returned."""
+    """Returns the logits (B, C), or (B, T, C), of what `rnn.states` has returned."""
     forward, *backward = h.split(rnn.hidden_size, dim=2)  # a row without steps repeats h0
     last = torch.cat([forward[:, -1], *(states[:, 0] for states in backward)], dim=1)
     logits = read(rnn.readout, h, last, lengths) @ rnn.Why.t()
@@ -104,7 +104,7 @@ def logits_of_states(rnn: RNN, h: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _add_words(sums: np.ndarray, counts: np.ndarray, ids: Tensor, parts: Tensor) -> None:
-    """Adds the contributions (N, C) of the ids (N,) to the sums (V, C), and their numbers to the counts (V,)."""
+    """Adds the contributions (N, C) of the ids (N,) to the sums (V, C), and counts the ids (V,)."""
     ids = ids.numpy()
     counts += np.bincount(ids, minlength=len(counts))
     for c, column in enumerate(parts.double().numpy().T):

@@ -5,7 +5,7 @@ Beyond MAX_WEIGHTS bytes of weights the page gets the readings of these texts in
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
         "longest": np.argsort(-lengths, kind="stable"),
         "at random": np.random.default_rng(0).permutation(len(right)),
     }
-    words, texts = test_words(run.data), []
+    words, texts = words_of_test(run.data), []
     for kind, order in kinds.items():
         chosen = []
         for i in order[: 4 * TEXTS]:
@@ -94,8 +94,8 @@ def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
     return texts
 
 
-def test_words(data: SequenceData) -> Callable[[int], list[str]]:
-    """Returns a function from the number of a test text to its words, those that the model does not know too."""
+def words_of_test(data: SequenceData) -> Callable[[int], list[str]]:
+    """Returns a function from the number of a test text to its words, the unknown ones too."""
     words, sequences = data.vocabulary.words, data.splits["test"][0]
     if isinstance(data, Corpus):
         words = json.loads((data.tokens / "words.json").read_text(encoding="utf-8"))

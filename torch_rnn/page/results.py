@@ -75,8 +75,8 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]
     """Returns the calibration curve.
 
     With two classes, it compares the probability of the second one with how often it is right; with more, the
-    probability of the most probable class. `error` is the mean distance, weighted by the numbers (Naeini et al.,
-    2015).
+    probability of the most probable class. `error` is the mean distance, weighted by the numbers (Naeini et
+    al., 2015).
     """
     two = probabilities.shape[1] == 2
     said = probabilities[:, 1] if two else probabilities.max(axis=1)

@@ -1,7 +1,7 @@
 """Slow points of the recurrence: states that it hardly changes while nothing is read.
 
-Without input the recurrence is s -> F(s) = f(Whh s + bh); of several layers, s has the states of all of them. Slow
-points are minima of q(s) = |F(s) - s|^2 / 2, found from states that occur (Sussillo and Barak, 2013;
+Without input the recurrence is s -> F(s) = f(Whh s + bh); of several layers, s has the states of all of them.
+Slow points are minima of q(s) = |F(s) - s|^2 / 2, found from states that occur (Sussillo and Barak, 2013;
 Maheswaranathan et al., 2019, arXiv 1906.10720). The eigenvalues of the Jacobian dF/ds there say how fast the
 recurrence forgets: a direction with the eigenvalue z keeps |z|^n of a change after n steps.
 """

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     h: np.ndarray
     """(N, H) float64."""
     said: np.ndarray
-    """(N, C), the probabilities of what the model ends up saying; at that step, if every step has an output."""
+    """(N, C), the probabilities of each class in the end; at that step, if every step has an output."""
     last: np.ndarray
     """(N,), whether it is the last state of its sequence."""
     places: list[tuple[int, int]]

@@ -13,7 +13,7 @@ from torch_rnn.page.curves import curves
 from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.memory import memory
 from torch_rnn.page.predictions import predict_test
-from torch_rnn.page.reading import packed, reading, test_words
+from torch_rnn.page.reading import reading, words_of_test
 from torch_rnn.page.results import result
 from torch_rnn.page.slow_points import STARTS, dynamics, slow_points
 from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, states
@@ -31,7 +31,7 @@ def gather(run: FinishedRun) -> dict[str, Any]:
     found = predict_test(run)
     drawn = sample(run, found)
     flat = plane(drawn.h)
-    names = test_words(run.data) if run.data.vocabulary is not None else None
+    names = words_of_test(run.data) if run.data.vocabulary is not None else None
     panels = {
         "about": about(run),
         "model": {**run.rnn.settings, "classes": list(run.data.classes)},
@@ -122,7 +122,7 @@ def as_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns lists, dictionaries and numbers of six digits for what may be NumPy's; null for what is not finite."""
+    """Returns a value as JSON knows it: numbers of six digits, null for what is not finite."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

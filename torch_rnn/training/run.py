@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shlex
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,14 @@ from torch_rnn.training.resume import (
 )
 from torch_rnn.training.signals import Stop
 
+log = logging.getLogger(__name__)
 MODEL = "model.safetensors"
 
 
-def run(arguments: Sequence[str], stop: Stop) -> None:
+def run(arguments: Sequence[str], stop: Stop, page: Callable[..., Path] | None = None) -> None:
     """Does a run, continues it from where it was stopped, or prints the report of a finished one.
 
-    Raises RunError for what cannot be run, Stopped for a signal.
+    page is that of `entry.main`. Raises RunError for what cannot be run, Stopped for a signal.
     """
     configure_output()
     check_torchrun()
@@ -63,6 +66,8 @@ def run(arguments: Sequence[str], stop: Stop) -> None:
         scores = train(cli, checkpoint)
         if cli.trainer.is_global_zero:
             report(cli, scores)
+            if page is not None and cli.page:
+                add_page(cli, page)
 
 
 @contextmanager
@@ -185,11 +190,23 @@ def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
     """Writes the picture, the model and, last, the results into the run's folder, and prints them."""
     model, data, folder = cli.model, cli.datamodule, cli.folder
     found = results(cli.trainer, model, data, cli.clock, scores, cli.checkpoints.best_epoch)
+    found["command"] = shlex.join(["python", *sys.argv])
     draw_curves(folder / METRICS, folder / CURVES)
     save_model(folder / MODEL, model, data)
     write_results(folder / RESULTS, found)
     print_results(found, data.remarks(model.rnn), Console())
     print(folder / RESULTS)
+
+
+def add_page(cli: CLI, page: Callable[..., Path]) -> None:
+    """Adds the page to a finished run. A failure is one warning: the run has all its results."""
+    try:
+        print(page(cli.folder, cli.datamodule))
+    except Exception as error:
+        log.warning(
+            "the page of %s could not be made (%s: %s); the run is complete; scripts/page.py makes it again",
+            cli.folder, type(error).__name__, error,
+        )  # fmt: skip
 
 
 def report_again(cli: CLI) -> None:

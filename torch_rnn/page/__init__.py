@@ -10,6 +10,7 @@ JavaScript, and writes one file that needs no network.
     contributions.py   how far each word moves the logits
     reading.py         the weights and texts that the page reads
     words.py           the words that push most
+    writing.py         the weights with which the page writes
     states.py          states on two principal components
     slow_points.py     where the recurrence is slow
     memory.py          gradients by distance, eigenvalues of Whh

@@ -77,8 +77,8 @@ def _share(readout: str, h: Tensor, lengths: Tensor, backwards: bool) -> Tensor:
     t, n = torch.arange(T)[None, :], lengths[:, None]
     if readout == "mean":
         steps = t + 1 if backwards else n - t
-        share = steps.clamp(min=0) / n.clamp(min=1)
-        return (share * (t < n))[..., None].to(h.dtype).expand_as(h)
+        share = (steps * (t < n)).to(h.dtype) / n.clamp(min=1)
+        return share[..., None].expand_as(h)
     highest = h.masked_fill(~real_steps(lengths, T)[..., None], -torch.inf).argmax(dim=1)  # (B, H)
     t = t[..., None]
     return (t >= highest[:, None] if backwards else t <= highest[:, None]).to(h.dtype)

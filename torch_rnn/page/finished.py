@@ -35,6 +35,13 @@ class FinishedRun(NamedTuple):
         """Whether the run labels texts, word by word."""
         return self.data.vocabulary is not None and self.rnn.readout != "every"
 
+    @property
+    def writes_text(self) -> bool:
+        """Whether each output is about the next token of the vocabulary."""
+        vocabulary, rnn = self.data.vocabulary, self.rnn
+        every = rnn.readout == "every" and not rnn.bidirectional
+        return every and vocabulary is not None and rnn.output_size == len(vocabulary)
+
 
 def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
     """Reads what a finished run has left.

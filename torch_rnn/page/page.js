@@ -15,11 +15,11 @@ function unpack(packed) {
   return { shape: packed.shape, data: new Float32Array(bytes.buffer) };
 }
 
-/** Adds matrix (rows, columns) times vector to out, which has one number for each row. */
-function addProduct(out, matrix, vector, start = 0, columns = vector.length, width = columns) {
-  for (let i = 0; i < out.length; i++) {
+/** Adds matrix (rows, columns) times vector (columns) to out (rows). */
+function addProduct(out, matrix, vector) {
+  for (let i = 0, k = 0; i < out.length; i++) {
     let sum = 0;
-    for (let j = 0, k = i * width + start; j < columns; j++, k++) sum += matrix[k] * vector[j];
+    for (let j = 0; j < vector.length; j++, k++) sum += matrix[k] * vector[j];
     out[i] += sum;
   }
 }
@@ -330,6 +330,15 @@ function showSummary() {
 
 function showScores() {
   const { confusion, classes, calibration, scored, of, sequences } = DATA.result;
+  if (sequences < of) {
+    byId("classes").append(make("p", { class: "small", text: `Counted on ${number(sequences)} of ${number(of)} test sequences.` }));
+  }
+  if (classes) byId("classes").prepend(classTable(classes));
+  if (confusion) byId("confusion").append(confusionTable(confusion));
+  plot("calibration", () => calibrationPlot(calibration, scored));
+}
+
+function classTable(classes) {
   const score = (value) => (value === null ? "–" : percent(value));
   const head = ["class", "precision", "recall", "examples"].map((text) => make("th", { text, scope: "col" }));
   const rows = classes.map(({ name, precision, recall, n }) =>
@@ -337,12 +346,7 @@ function showScores() {
       make("th", { text: name, scope: "row" }),
       ...[score(precision), score(recall), number(n)].map((text) => make("td", { text })),
     ] }));
-  byId("classes").append(make("table", { children: [make("tr", { children: head }), ...rows] }));
-  if (sequences < of) {
-    byId("classes").append(make("p", { class: "small", text: `Counted on ${number(sequences)} of ${number(of)} test sequences.` }));
-  }
-  if (confusion) byId("confusion").append(confusionTable(confusion));
-  plot("calibration", () => calibrationPlot(calibration, scored));
+  return make("table", { children: [make("tr", { children: head }), ...rows] });
 }
 
 function confusionTable(matrix) {
@@ -426,7 +430,7 @@ function showMemory() {
   const tones = () => ({ "before training": colour("down"), "after training": colour("up") });
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) => directions.map(({ name, distances, norms }, d) => ({
-      x: distances, y: norms, name: directions.length > 1 ? `${when}, ${name}` : when, mode: "lines",
+      x: distances, y: norms, name: directions.length > 1 ? `${when.split(" ")[0]}, ${name}` : when, mode: "lines",
       line: { color: tones()[when], width: 2, dash: d ? "dash" : "solid" },
       hovertemplate: "%{x} steps before the end: %{y:.3g}<extra></extra>",
     }))),
@@ -447,6 +451,7 @@ function showMemory() {
 
 // Panels: state space.
 
+const FEW = 12; // classes that have a colour of their own in the state space
 const space = { chosen: 0, path: { x: [], y: [], labels: [] }, traces: 0 };
 
 function project(h) {
@@ -457,13 +462,15 @@ function project(h) {
 /** Returns the traces of the states: with two classes on one scale of colour, with more a trace for each class. */
 function stateTraces() {
   const { points, said, last, labels } = DATA.states;
+  const says = (i) => (TWO ? `${percent(said[i])} ${MODEL.classes[1]}` : MODEL.classes[said[i]]);
   const trace = (rows, marker, name) => ({
     x: rows.map((i) => points[i][0]), y: rows.map((i) => points[i][1]), mode: "markers", name, showlegend: !TWO,
     marker: { ...marker, size: rows.map((i) => (last[i] ? 7 : 5)), opacity: 0.72 },
-    text: rows.map((i) => (labels ? `… ${labels[i]}` : "") + (TWO ? `<br>says ${percent(said[i])} ${escapeText(MODEL.classes[1])}` : "")),
+    text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
     hovertemplate: "%{text}<extra></extra>",
   });
   const every = Array.from(points.keys());
+  if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
   if (!TWO) return MODEL.classes.map((name, c) => trace(every.filter((i) => said[i] === c), { color: classColour(c) }, escapeText(name)));
   const scale = [[0, colour("down")], [0.5, colour("middle")], [1, colour("up")]];
   const bar = { thickness: 10, len: 0.6, outlinewidth: 0, tickformat: ".0%", title: { text: escapeText(MODEL.classes[1]), side: "right" } };
@@ -490,11 +497,11 @@ function spacePlot() {
   });
   space.traces = traces.length;
   traces.push(...pathTraces());
-  const of = (i) => `principal component ${i + 1} (${percent(explained[i], 0)} of the variance)`;
+  const of = (i) => `component ${i + 1}, ${percent(explained[i], 0)} of the variance`;
   return {
     traces,
     layout: {
-      showlegend: !TWO, xaxis: axis(of(0)), yaxis: axis(of(1)), annotations: TWO ? readoutArrow(readout) : [],
+      showlegend: !TWO && MODEL.classes.length <= FEW, xaxis: axis(of(0)), yaxis: axis(of(1)), annotations: TWO ? readoutArrow(readout) : [],
       margin: { l: 52, r: 8, t: 14, b: 44 },
     },
   };
@@ -591,10 +598,15 @@ function jacobianPlot(i) {
 function describeSlowPoint(i, k, n) {
   const values = DATA.states.slow.eigenvalues[i], [re, im] = values[closestToOne(values)], z = Math.hypot(re, im);
   const outside = values.filter((value) => Math.hypot(...value) > 1).length;
-  const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${number(Math.max(1, Math.round(Math.log(0.5) / Math.log(z))))} steps`;
+  const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${steps(Math.log(0.5) / Math.log(z))}`;
   byId("slow-text").textContent = `${k + 1} of ${n}, from left to right: the model ${slowLabel(i).split("<br>")[0]} there. The eigenvalue ` +
     `closest to 1 is ${re.toFixed(4)}${Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(3)} i`}; a change along it ${fate}. ` +
     `${outside} of ${values.length} eigenvalues are outside the circle.`;
+}
+
+function steps(n) {
+  const whole = Math.max(1, Math.round(n));
+  return whole === 1 ? "a step" : `${number(whole)} steps`;
 }
 
 /** Returns the place of the eigenvalue that is closest to 1 on the complex plane. */
@@ -610,7 +622,7 @@ function showWords() {
   const table = (way, rows, most) => make("table", { class: `bars ${way}`, children: [
     make("caption", { text: caption(way) }),
     make("thead", { children: [make("tr", { children: [
-      make("th", { text: "word", class: "text", scope: "col" }), make("th", { text: "mean part of the logit", scope: "col" }),
+      make("th", { text: "word", class: "text", scope: "col" }), make("th", { text: "mean part", scope: "col" }),
       make("th", { class: "amount" }), make("th", { text: "test", class: "count", scope: "col" }),
       make("th", { text: "training", class: "count", scope: "col" })] })] }),
     make("tbody", { children: rows.map((row) => make("tr", { children: [

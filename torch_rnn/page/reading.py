@@ -33,14 +33,14 @@ def reading(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     """Returns what the reading panel needs."""
     rnn, V = run.rnn, len(run.data.vocabulary)
     texts = chosen_texts(run, found)
-    shipped = 4 * sum(np.prod(shape) for shape in _shapes(rnn, V)) <= MAX_WEIGHTS
+    shipped = size(rnn, V) <= MAX_WEIGHTS
     return {
         "tokens": "words",
         "maxlen": run.data.maxlen,
         "vocabulary": run.data.vocabulary.words,
         "weights": weights(rnn, V) if shipped else None,
         "order": rnn.Why.detach().numpy()[:, kept_units(rnn) if not shipped else slice(None)],
-        "megabytes": 4e-6 * sum(int(np.prod(shape)) for shape in _shapes(rnn, V)),
+        "megabytes": size(rnn, V) / 1e6,
         "texts": texts if shipped else [text | {"reading": stored(run, text["text"])} for text in texts],
     }
 
@@ -133,8 +133,7 @@ def kept_units(rnn: RNN) -> np.ndarray:
     return np.sort(np.argsort(-rnn.Why.detach().abs().sum(dim=0).numpy(), kind="stable")[:UNITS])
 
 
-def _shapes(rnn: RNN, V: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of the weights that the page needs."""
-    shapes = {name: tuple(value.shape) for name, value in rnn.state_dict().items()}
-    first = {f"Wxh{name}" for name in rnn.names[0]}
-    return [(shape[0], V) if name in first else shape for name, shape in shapes.items()]
+def size(rnn: RNN, V: int) -> int:
+    """Returns the bytes of the weights that the page needs for V ids, in float32."""
+    unused = len(rnn.names[0]) * rnn.hidden_size * (rnn.input_size - V)
+    return 4 * (sum(value.numel() for value in rnn.state_dict().values()) - unused)

@@ -9,7 +9,7 @@ from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.predictions import Predictions
 
 MAX_CLASSES = 40
-"""Limit on the classes of a confusion matrix."""
+"""Limit on the classes that have scores of their own and a confusion matrix."""
 BINS = 10
 """Bins of the calibration curve."""
 Z = 1.96
@@ -37,11 +37,12 @@ def result(run: FinishedRun, found: Predictions) -> dict[str, Any]:
         scores = run.results[split]
         low, high = wilson(round(scores["accuracy"] * scores["n"]), scores["n"])
         splits[split] = {**scores, "low": low, "high": high}
-    matrix = confusion(found.labels, found.chosen, len(classes))
+    few = len(classes) <= MAX_CLASSES
+    matrix = confusion(found.labels, found.chosen, len(classes)) if few else None
     return {
         "splits": splits,
-        "classes": scores_of_classes(matrix, classes),
-        "confusion": matrix.tolist() if len(classes) <= MAX_CLASSES else None,
+        "classes": scores_of_classes(matrix, classes) if few else None,
+        "confusion": matrix.tolist() if few else None,
         "calibration": calibration(found.labels, found.probabilities),
         "scored": len(found.labels),
         "sequences": len(found.rows),

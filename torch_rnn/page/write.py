@@ -18,6 +18,7 @@ from torch_rnn.page.results import result
 from torch_rnn.page.slow_points import STARTS, dynamics, slow_points
 from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, states
 from torch_rnn.page.words import words
+from torch_rnn.page.writing import writing
 
 
 def write(run: FinishedRun, path: Path) -> None:
@@ -42,6 +43,8 @@ def gather(run: FinishedRun) -> dict[str, Any]:
     }
     if run.reads_text:
         panels |= {"reading": reading(run, found), "words": words(run, found)}
+    if run.writes_text and (found_writing := writing(run)) is not None:
+        panels["writing"] = found_writing
     return panels
 
 

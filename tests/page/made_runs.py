@@ -66,8 +66,10 @@ def make_run(folder: Path, data: SequenceData | None = None, **settings) -> Made
     rnn = RNN(data.input_size, settings.pop("hidden_size"), settings.pop("output_size"), **settings)
     with torch.no_grad():  # away from the initial weights, so that the probabilities are not all 0.5
         for parameter in rnn.parameters():
-            parameter += 0.25 * torch.randn(parameter.shape)
-        rnn.Why *= 2
+            parameter += 0.08 * torch.randn(parameter.shape)
+            if rnn.nonlinearity == "relu":
+                parameter *= 0.7
+        rnn.Why *= 3
     folder.mkdir(parents=True, exist_ok=True)
     text = None if data.vocabulary is None or data.maxlen is None else data
     about = {"text": {"maxlen": text.maxlen, "vocabulary": text.vocabulary.words}} if text else {}

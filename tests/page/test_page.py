@@ -193,4 +193,4 @@ def test_a_page_that_fails_is_one_warning_and_costs_nothing(tmp_path, caplog):
 def test_page_false_leaves_it_out(tmp_path):
     assert train_with_page(tmp_path, write_page, "--page", "false") == 0
     assert not (tmp_path / "report.html").exists()
-    assert "page" not in (tmp_path / "config.yaml").read_text()
+    assert "\npage" not in (tmp_path / "config.yaml").read_text()

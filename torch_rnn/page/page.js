@@ -262,20 +262,44 @@ const theme = () => document.documentElement.dataset.theme;
 
 // Plots.
 
-const PLOTS = [];
+const PLOTS = new Map(); // from an element to { draw, drawn, near, stale }
 const SHOWN = { displayModeBar: false, responsive: true };
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
 
-/** Draws a plot now and again when the theme changes; draw() returns { traces, layout }. Returns a function that redraws. */
-function plot(id, draw) {
-  const show = () => {
-    const { traces, layout } = draw();
-    return Plotly.react(byId(id), traces, { ...baseLayout(), ...layout }, SHOWN);
-  };
-  PLOTS.push(show);
-  show();
-  return show;
+/**
+ * Adds a plot, which is drawn when it is stale and near the screen: at first, and when refresh(id) is called.
+ *
+ * draw() returns { traces, layout }; drawn(element) is called once, after the first time.
+ */
+function plot(id, draw, drawn = () => {}) {
+  PLOTS.set(byId(id), { draw, drawn, near: false, stale: true });
+}
+
+function refresh(id) {
+  const element = byId(id), plot = PLOTS.get(element);
+  plot.stale = true;
+  if (plot.near) paint(element, plot);
+}
+
+function paint(element, plot) {
+  const { traces, layout } = plot.draw(), first = element.data === undefined;
+  Plotly.react(element, traces, { ...baseLayout(), ...layout }, SHOWN);
+  plot.stale = false;
+  if (first) plot.drawn(element);
+}
+
+/** Begins to draw; Plotly is below this script, so that the texts can be read before it is there. */
+function startPlots() {
+  const observer = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      const plot = PLOTS.get(target);
+      plot.near = isIntersecting;
+      if (plot.near && plot.stale) paint(target, plot);
+    }
+  }, { rootMargin: "300px" });
+  for (const element of PLOTS.keys()) observer.observe(element);
+  window.addEventListener("beforeprint", () => PLOTS.forEach((plot, element) => paint(element, plot)));
 }
 
 function baseLayout() {
@@ -417,10 +441,14 @@ function showCurves() {
     traces: [line("train/gradient_norm", "norm", colour("up"), { line: { color: colour("up"), width: 1.2 } })],
     layout: titled("gradient norm, before clipping", {}, { showlegend: false, yaxis: logAxis("", curves["train/gradient_norm"].values) }),
   }));
-  if (curves["learning rate"] === null) return byId("curve-rate").remove();
-  return plot("curve-rate", () => ({
-    traces: [line("learning rate", "rate", colour("up"))], layout: titled("learning rate", { rangemode: "tozero" }, { showlegend: false }),
-  }));
+  if (curves["learning rate"] === null) {
+    byId("curve-rate").remove();
+  } else {
+    plot("curve-rate", () => ({
+      traces: [line("learning rate", "rate", colour("up"))],
+      layout: titled("learning rate", { rangemode: "tozero" }, { showlegend: false }),
+    }));
+  }
 }
 
 // Panels: memory.
@@ -540,7 +568,7 @@ function showPath(reading) {
   space.path = { x: all.map(([x]) => x), y: all.map(([, y]) => y), labels: ["the start", ...labels] };
   byId("path").dataset.points = JSON.stringify(all);
   clearTimeout(space.timer);
-  space.timer = setTimeout(() => space.redraw?.(), 160);
+  space.timer = setTimeout(() => refresh("path"), 160);
 }
 
 /** Returns the slow points from one end of the line to the other. */
@@ -558,7 +586,9 @@ function slowLabel(i) {
 
 function showSpace() {
   const { slow } = DATA.states;
-  space.redraw = plot("path", spacePlot);
+  plot("path", spacePlot, (element) => element.on("plotly_click", ({ points: [point] }) => {
+    if (point.curveNumber === space.traces - 1) choose(point.pointNumber);
+  }));
   if (!slow || slow.points.length === 0) {
     byId("slow").remove();
     byId("space").querySelector(".pair").classList.remove("pair");
@@ -567,18 +597,15 @@ function showSpace() {
   const slider = byId("slow-point"), order = slowOrder();
   slider.max = order.length - 1;
   slider.value = space.chosen = Math.floor(order.length / 2);
-  const showJacobian = plot("jacobian", () => jacobianPlot(order[space.chosen]));
+  plot("jacobian", () => jacobianPlot(order[space.chosen]));
   const choose = (k) => {
     space.chosen = k;
     slider.value = k;
     describeSlowPoint(order[k], k, order.length);
-    showJacobian();
-    space.redraw();
+    refresh("jacobian");
+    refresh("path");
   };
   slider.addEventListener("input", () => choose(Number(slider.value)));
-  byId("path").on("plotly_click", ({ points: [point] }) => {
-    if (point.curveNumber === space.traces - 1) choose(point.pointNumber);
-  });
   choose(space.chosen);
 }
 
@@ -689,7 +716,7 @@ function showReading() {
   if (texts.length) choose(firstText(texts));
   else if (read) update(read(""));
   byId("words").addEventListener("keydown", moveByKey);
-  byId("words").addEventListener("pointerover", (event) => {
+  byId("words").addEventListener("pointerover", (event) => { // one listener for all words
     if (event.target.dataset.place !== undefined) pointAt(Number(event.target.dataset.place));
   });
   const strip = byId("strip");
@@ -861,13 +888,13 @@ const lineHeight = (p) => 8 + (LINE - 14) * (1 - p);
 /** Draws the probability after each word: of the second class of two, or of the class that is shown. */
 function drawLine(context) {
   const { running, start } = view.reading, c = TWO ? 1 : shownLogit();
-  const tone = TWO ? null : classColour(c);
+  const [up, down] = TWO ? [colour("up"), colour("down")] : [classColour(c), classColour(c)];
   const values = [start, ...running].map((logits) => probabilitiesOf(logits)[c]);
   const x = (t) => view.left + (t + 0.5) * view.width - view.width / 2;
   context.lineWidth = 2;
   context.lineJoin = "round";
   for (let t = 1; t < values.length; t++) {
-    context.strokeStyle = tone ?? colour(values[t] < 0.5 ? "down" : "up");
+    context.strokeStyle = values[t] < 0.5 ? down : up;
     context.beginPath();
     context.moveTo(x(t - 1), lineHeight(values[t - 1]));
     context.lineTo(x(t), lineHeight(values[t]));
@@ -963,7 +990,7 @@ function setTheme(name) {
 }
 
 function redraw() {
-  for (const show of PLOTS) show();
+  for (const element of PLOTS.keys()) refresh(element.id);
   if (view.reading) {
     showProbability();
     drawStrip();
@@ -990,7 +1017,10 @@ function main() {
   showMemory();
   showScores();
   showCurves();
-  document.documentElement.dataset.ready = "true";
+  window.addEventListener("load", () => {
+    startPlots();
+    document.documentElement.dataset.ready = "true";
+  });
 }
 
 main();

@@ -115,15 +115,19 @@ function probabilitiesOf(logits) {
 
 // Readings.
 
-/**
- * Reads a text.
- *
- * Returns tokens (those that are read), skipped (those before them), ids, states (T arrays of numbers), logits,
- * probabilities, contributions (T arrays of one number for each logit; with `start`, by, they sum to the logits), and
- * running (T arrays: the logits after each word).
- */
+/** Reads a text. Returns what `readIds` returns, and tokens (those that are read), ids and skipped (those before). */
 function readText(rnn, encode, maxlen, text) {
   const all = tokenize(text), tokens = all.slice(-maxlen), ids = tokens.map(encode);
+  return { tokens, ids, skipped: all.slice(0, all.length - tokens.length), ...readIds(rnn, ids) };
+}
+
+/**
+ * Reads ids.
+ *
+ * Returns states (T arrays of numbers), logits, probabilities, contributions (T arrays of one number for each logit;
+ * with `start`, by, they sum to the logits), and running (T arrays: the logits after each word).
+ */
+function readIds(rnn, ids) {
   const { states } = computeStates(rnn, ids), T = ids.length, { width, C } = rnn;
   const shares = sharesOf(rnn, states, T), pooled = new Float64Array(width);
   const contributions = [], moved = new Float64Array(width);
@@ -140,7 +144,6 @@ function readText(rnn, encode, maxlen, text) {
   }
   const logits = logitsOf(rnn, pooled);
   return {
-    tokens, skipped: all.slice(0, all.length - tokens.length), ids,
     states: Array.from({ length: T }, (_, t) => states.subarray(t * width, (t + 1) * width)),
     logits: Array.from(logits), probabilities: probabilitiesOf(logits), start: Array.from(rnn.by),
     contributions, running: runningLogits(rnn, states, contributions),
@@ -681,7 +684,7 @@ function showWords() {
 
 // Panels: reading.
 
-const view = { reading: null, shown: null, chosen: -1, left: 38, width: 0 };
+const view = { reading: null, readIds: null, shown: null, chosen: -1, left: 38, width: 0 };
 
 /** The logit whose parts are shown: the only one, with two classes the second, else that of the chosen class. */
 function shownLogit() {
@@ -703,6 +706,7 @@ function showReading() {
   if (weights) {
     const rnn = makeRNN(weights, MODEL), encode = encoder(vocabulary);
     read = (text) => readText(rnn, encode, maxlen, text);
+    view.readIds = (ids) => readIds(rnn, ids);
     field.addEventListener("input", () => update(read(field.value)));
     window.torch_rnn = { read, tokenize, maxlen, classes: MODEL.classes };
   }
@@ -756,7 +760,7 @@ function update(reading) {
   showProbability();
   showTokens();
   drawStrip();
-  byId("word").textContent = reading.tokens.length ? "Point at a word, or move with the arrow keys." : "An empty text is judged from the initial state.";
+  byId("word").textContent = reading.tokens.length ? "Point at a word, or move with the arrow keys, to see its numbers." : "An empty text is judged from the initial state.";
   byId("cursor").hidden = true;
   showPath(reading);
 }
@@ -823,11 +827,18 @@ function pointAt(place, scroll = false) {
   byId("word").replaceChildren(
     make("b", { text: tokens[place] }),
     `${unknown}, word ${place + 1} of ${tokens.length}: moves the logit${TWO ? "" : ` of ${MODEL.classes[c]}`} by `,
-    make("b", { text: signed(contributions[place][c], 3) }), `; after it the logit is ${signed(running[place][c], 3)}: ${saysAfter(running[place])}`);
+    make("b", { text: signed(contributions[place][c], 3) }), `; after it the logit is ${signed(running[place][c], 3)}, ${saysAfter(running[place])}. ${withoutIt(place)}`);
   const cursor = byId("cursor");
   cursor.hidden = false;
   cursor.style.left = `${view.left + place * view.width - 1}px`;
   cursor.style.width = `${Math.max(4, view.width + 2)}px`;
+}
+
+/** Says what the text would be called without the word. */
+function withoutIt(place) {
+  if (view.readIds === null) return "";
+  const { logits } = view.readIds(view.reading.ids.filter((_, t) => t !== place));
+  return `Without this word the text is ${saysAfter(logits)}.`;
 }
 
 function moveByKey(event) {

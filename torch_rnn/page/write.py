@@ -1,7 +1,7 @@
 """A finished run -> what its page shows -> one file."""
 
 import json
-from html import escape
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,8 @@ def as_is(text: str) -> Any:
     """Marks text that the template must not escape. Raises ValueError where it would end its element."""
     from markupsafe import Markup
 
-    for end in ("</script", "</style", "<!--"):
-        if end in text.lower():
-            raise ValueError(f"a script or a style sheet has {escape(end)}, which would end it")
+    if end := re.search("</script|</style|<!--", text, re.IGNORECASE):
+        raise ValueError(f"a script or a style sheet has {end[0]}, which would end it")
     return Markup(text)
 
 

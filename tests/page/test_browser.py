@@ -197,6 +197,22 @@ def test_words_answer_to_the_keyboard(browser, predicted):
     check_nothing_went_wrong(browser, path)
 
 
+def test_colours_can_show_what_changes_without_a_word(browser, predicted):
+    _, path, model = predicted("last")
+    open_page(browser, path)
+    browser.execute_script(READ, ["the plot was not dull ."])
+    shown = browser.execute_script("""
+        document.querySelector("[name=shows][value=without]").click();
+        return [shownValues(), [...document.querySelectorAll(".word")].map((word) => word.style.background)];
+    """)
+    words = ["the", "plot", "was", "not", "dull", "."]
+    left_out = [" ".join(word for word in words if word != left) for left in words]
+    whole, *others = torch.logit(model.probabilities([" ".join(words), *left_out])[:, 1].double()).tolist()
+    assert shown[0] == pytest.approx([whole - other for other in others], abs=1e-4)
+    assert ["--up" in tone for tone in shown[1]] == [value >= 0 for value in shown[0]]
+    check_nothing_went_wrong(browser, path)
+
+
 def test_test_texts_can_be_chosen_and_slow_points_moved(browser, predicted):
     _, path, model = predicted("two layers")
     open_page(browser, path)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_rnn.data.batches import lengths_of
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
 from torch_rnn.nn.readout import read
@@ -29,7 +30,7 @@ MAX_WIDTH = 1024
 def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     """Returns the gradient norms and the eigenvalues, before and after training."""
     before = initial(run)
-    models = {"before training": before, "after training": run.rnn}
+    models = {"before": before, "after": run.rnn}
     rows = gradient_rows(run, found)
     spectra = []
     for names in run.rnn.names:
@@ -53,12 +54,17 @@ def initial(run: FinishedRun) -> RNN:
 
 
 def gradient_rows(run: FinishedRun, found: Predictions) -> np.ndarray:
-    """Draws test sequences that are not longer than MAX_STEPS, or else the shortest."""
+    """Draws from the longer half of the test sequences that are not longer than MAX_STEPS.
+
+    Where all are longer, it returns the shortest of them.
+    """
     rows = np.unique(found.rows)
-    lengths = np.array([len(run.data.splits["test"][0][i]) for i in rows])
-    short = rows[(lengths <= MAX_STEPS) & (lengths > 0)]
-    drawn = np.random.default_rng(2).permutation(short)[:SEQUENCES]
-    return drawn if len(drawn) else rows[np.argsort(lengths, kind="stable")][-1:]
+    lengths = lengths_of(run.data.splits["test"][0])[rows]
+    fit = rows[(lengths <= MAX_STEPS) & (lengths > 0)]
+    if len(fit) == 0:
+        return rows[np.argsort(lengths, kind="stable")][:1]
+    order = fit[np.argsort(lengths_of(run.data.splits["test"][0])[fit], kind="stable")]
+    return np.random.default_rng(2).permutation(order[len(order) // 2 :])[:SEQUENCES]
 
 
 def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -67,7 +73,7 @@ def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[st
     The distance is the number of steps from t to the last step of that direction. L is the loss of one
     sequence.
     """
-    T = max(len(run.data.splits["test"][0][i]) for i in rows)
+    T = int(lengths_of(run.data.splits["test"][0])[rows].max())
     directions = len(rnn.names[0])
     sums, counts = np.zeros((directions, T)), np.zeros((directions, T))
     for _, (x, lengths, labels, *_) in batches(run.data, "test", rows):

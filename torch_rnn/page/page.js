@@ -349,7 +349,7 @@ function showSummary() {
     [test.loss.toPrecision(3), "test loss, nats"],
     [percent(validation.accuracy, 2), `validation accuracy, of ${number(validation.n)}`],
     [number(test.n), DATA.model.readout === "every" ? "outputs tested" : "examples tested"],
-    [number(DATA.about.parameters), `parameters, trained in ${number(Math.round(DATA.about.seconds))} s`],
+    [number(DATA.about.parameters), "parameters"],
   ];
   byId("summary").append(
     ...cards.map(([value, label]) => make("div", { children: [make("strong", { text: value }), make("span", { text: label })] })));
@@ -458,10 +458,10 @@ function showCurves() {
 
 function showMemory() {
   const { gradients, spectra } = DATA.memory;
-  const tones = () => ({ "before training": colour("down"), "after training": colour("up") });
+  const tones = () => ({ before: colour("down"), after: colour("up") });
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) => directions.map(({ name, distances, norms }, d) => ({
-      x: distances, y: norms, name: directions.length > 1 ? `${when.split(" ")[0]}, ${name}` : when, mode: "lines",
+      x: distances, y: norms, name: directions.length > 1 ? `${when}, ${name}` : when, mode: "lines",
       line: { color: tones()[when], width: 2, dash: d ? "dash" : "solid" },
       hovertemplate: "%{x} steps before the end: %{y:.3g}<extra></extra>",
     }))),
@@ -470,9 +470,9 @@ function showMemory() {
   plot("spectrum", () => ({
     traces: spectra.flatMap((spectrum, i) => Object.keys(gradients).map((when) => ({
       x: spectrum[when].map(([re]) => re), y: spectrum[when].map(([, im]) => im), mode: "markers",
-      name: spectra.length > 1 ? `${spectrum.name}, ${when.split(" ")[0]}` : when,
+      name: spectra.length > 1 ? `${spectrum.name}, ${when}` : when,
       visible: i === spectra.length - 1 || spectra.length < 3 ? true : "legendonly",
-      marker: { color: tones()[when], size: 7, opacity: 0.8, symbol: (when === "before training" ? ["circle-open", "square-open"] : ["circle", "square"])[i % 2] },
+      marker: { color: tones()[when], size: 7, opacity: 0.8, symbol: (when === "before" ? ["circle-open", "square-open"] : ["circle", "square"])[i % 2] },
       text: spectrum[when].map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
       hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
     }))),
@@ -663,8 +663,8 @@ function showWords() {
   ] });
   let shown = 0;
   const caption = (way) => {
-    const name = logits.length === 1 || TWO ? MODEL.classes[way === "up" ? 1 : 0] : `${way === "up" ? "" : "not "}${MODEL.classes[shown]}`;
-    return `towards ${name}`;
+    if (TWO) return `towards ${MODEL.classes[way === "up" ? 1 : 0]}`;
+    return `${way === "up" ? "towards" : "away from"} ${MODEL.classes[shown]}`;
   };
   const show = (c) => {
     shown = c;
@@ -684,7 +684,7 @@ function showWords() {
 
 // Panels: reading.
 
-const view = { reading: null, readIds: null, shown: null, chosen: -1, left: 38, width: 0 };
+const view = { reading: null, readIds: null, without: false, shown: null, chosen: -1, left: 38, width: 0 };
 
 /** The logit whose parts are shown: the only one, with two classes the second, else that of the chosen class. */
 function shownLogit() {
@@ -706,9 +706,16 @@ function showReading() {
   if (weights) {
     const rnn = makeRNN(weights, MODEL), encode = encoder(vocabulary);
     read = (text) => readText(rnn, encode, maxlen, text);
+    view.rnn = rnn;
     view.readIds = (ids) => readIds(rnn, ids);
-    field.addEventListener("input", () => update(read(field.value)));
+    field.addEventListener("input", () => {
+      byId("texts").value = "";
+      update(read(field.value));
+    });
     window.torch_rnn = { read, tokenize, maxlen, classes: MODEL.classes };
+  }
+  for (const choice of document.querySelectorAll("[name=shows]")) {
+    choice.addEventListener("change", () => { view.without = choice.value === "without"; showTokens(); });
   }
   fillTexts(texts);
   const choose = (text) => {
@@ -741,7 +748,7 @@ function firstText(texts) {
 
 function fillTexts(texts) {
   const kinds = [...new Set(texts.map((text) => text.kind))];
-  byId("texts").append(...kinds.map((kind) => make("optgroup", {
+  byId("texts").append(make("option", { value: "", text: "Choose a text", hidden: "" }), ...kinds.map((kind) => make("optgroup", {
     label: kind,
     children: texts.flatMap((text, i) => (text.kind === kind ? [make("option", { value: i, text: textLabel(text) })] : [])),
   })));
@@ -792,7 +799,7 @@ function showProbability() {
 
 function showTokens() {
   const { tokens, ids, contributions, skipped } = view.reading, c = shownLogit();
-  const sizes = contributions.map((part) => Math.abs(part[c])).sort((a, b) => a - b);
+  const values = shownValues(), sizes = values.map(Math.abs).sort((a, b) => a - b);
   const scale = Math.max(0.3, sizes[Math.floor(0.97 * sizes.length)] ?? 0);
   const parts = document.createDocumentFragment();
   if (skipped.length) {
@@ -800,12 +807,12 @@ function showTokens() {
     parts.append(make("span", { class: "skipped", text }), " ");
   }
   tokens.forEach((token, t) => {
-    const value = contributions[t][c], strength = Math.min(1, Math.abs(value) / scale);
+    const value = values[t], strength = Math.min(1, Math.abs(value) / scale);
     const word = document.createElement("span");
     word.className = ids[t] === 0 ? "word unknown" : "word";
     word.id = `word-${t}`;
     word.setAttribute("role", "option");
-    word.dataset.contribution = value;
+    word.dataset.contribution = contributions[t][c];
     word.dataset.place = t;
     word.style.background = `rgb(var(--${value < 0 ? "down" : "up"}-rgb) / ${(0.62 * strength).toFixed(3)})`;
     word.textContent = token;
@@ -813,6 +820,18 @@ function showTokens() {
   });
   byId("words").replaceChildren(parts);
 }
+
+const MOST_WITHOUT = 4e7; // products within a tenth of a second
+
+/** Returns what the colours of the words show; of a text that would take too long, their parts of the logit. */
+function shownValues() {
+  const { ids, contributions, logits } = view.reading, c = shownLogit();
+  const { H, layers } = view.rnn ?? {}, products = ids.length ** 2 * H * H * layers?.flat().length;
+  if (!view.without || products > MOST_WITHOUT) return contributions.map((part) => part[c]);
+  return ids.map((_, place) => logits[c] - view.readIds(without(ids, place)).logits[c]);
+}
+
+const without = (ids, place) => ids.filter((_, t) => t !== place);
 
 /** Shows the numbers of a word. */
 function pointAt(place, scroll = false) {
@@ -837,7 +856,7 @@ function pointAt(place, scroll = false) {
 /** Says what the text would be called without the word. */
 function withoutIt(place) {
   if (view.readIds === null) return "";
-  const { logits } = view.readIds(view.reading.ids.filter((_, t) => t !== place));
+  const { logits } = view.readIds(without(view.reading.ids, place));
   return `Without this word the text is ${saysAfter(logits)}.`;
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_rnn.data.batches import RaggedSequences
+from torch_rnn.data.batches import RaggedSequences, lengths_of
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.data.text import tokenize
@@ -75,7 +75,7 @@ def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
     """Returns test texts of four kinds, each with its label and the probabilities of the classes."""
     right = found.chosen == found.labels
     top = np.sort(found.probabilities, axis=1)
-    lengths = np.array([len(run.data.splits["test"][0][i]) for i in found.rows])
+    lengths = lengths_of(run.data.splits["test"][0])[found.rows]
     kinds = {
         "confident mistakes": np.flatnonzero(~right)[np.argsort(-top[~right, -1], kind="stable")],
         "least certain": np.argsort(top[:, -1] - top[:, -2], kind="stable"),

@@ -8,7 +8,7 @@ import numpy as np
 from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.predictions import Predictions
 
-MAX_CLASSES = 40
+MAX_CLASSES = 20
 """Limit on the classes that have scores of their own and a confusion matrix."""
 BINS = 10
 """Bins of the calibration curve."""

@@ -6,7 +6,6 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -27,7 +26,7 @@ class FinishedRun(NamedTuple):
     metrics: list[dict[str, str]]
     """The rows of metrics.csv, without empty cells."""
     rnn: RNN
-    """The RNN with the weights that were scored, on the CPU, in evaluation mode."""
+    """The RNN with the weights that were scored, in float32 on the CPU, in evaluation mode."""
     data: SequenceData
 
     @property
@@ -58,10 +57,9 @@ def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         with open(folder / METRICS, newline="", encoding="utf-8") as file:
             metrics = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-        rnn = RNN.load(folder).eval()
+        rnn = RNN.load(folder).float().eval()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{folder} holds no finished run that can be read ({error})") from error
-    rnn = rnn.float() if rnn.Why.dtype is torch.bfloat16 else rnn
     data = data_of(settings, folder) if data is None else data
     data.setup()
     if rnn.input_size != data.input_size or max(rnn.output_size, 2) != len(data.classes):

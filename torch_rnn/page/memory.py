@@ -23,7 +23,9 @@ MAX_STEPS = 1000
 """Limit on the length of these sequences."""
 LEAST = 24
 """A distance that fewer sequences reach is left out."""
-MAX_WIDTH = 1024
+MAX_NUMBERS = 10_000_000
+"""Limit on the numbers in all states of these sequences."""
+MAX_WIDTH = 512
 """Limit on H for eigenvalues."""
 
 
@@ -33,14 +35,11 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     models = {"before": before, "after": run.rnn}
     rows = gradient_rows(run, found)
     spectra = []
-    for names in run.rnn.names:
+    for names in run.rnn.names if run.rnn.hidden_size <= MAX_WIDTH else ():
         for name in names:
             matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
-            small = run.rnn.hidden_size <= MAX_WIDTH
-            found_values = {
-                when: eigenvalues(Whh.double().numpy()) if small else [] for when, Whh in matrices.items()
-            }
-            spectra.append({"name": f"Whh{name}", **found_values})
+            values = {when: eigenvalues(Whh.double().numpy()) for when, Whh in matrices.items()}
+            spectra.append({"name": f"Whh{name}", **values})
     gradients = {when: gradient_norms(rnn, run, rows) for when, rnn in models.items()}
     return {"gradients": gradients, "sequences": len(rows), "spectra": spectra}
 
@@ -64,7 +63,11 @@ def gradient_rows(run: FinishedRun, found: Predictions) -> np.ndarray:
     if len(fit) == 0:
         return rows[np.argsort(lengths, kind="stable")][:1]
     order = fit[np.argsort(lengths_of(run.data.splits["test"][0])[fit], kind="stable")]
-    return np.random.default_rng(2).permutation(order[len(order) // 2 :])[:SEQUENCES]
+    widest = (
+        min(MAX_STEPS, int(lengths.max())) * run.rnn.hidden_size * run.rnn.num_layers * len(run.rnn.names[0])
+    )
+    count = max(1, min(SEQUENCES, MAX_NUMBERS // widest))
+    return np.random.default_rng(2).permutation(order[len(order) // 2 :])[:count]
 
 
 def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[str, Any]]:

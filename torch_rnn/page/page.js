@@ -467,6 +467,7 @@ function showMemory() {
     }))),
     layout: { xaxis: axis("steps before the end"), yaxis: logAxis("mean |dL/dh[t]|", Object.values(gradients).flat().flatMap(({ norms }) => norms)) },
   }));
+  if (spectra.length === 0) return;
   plot("spectrum", () => ({
     traces: spectra.flatMap((spectrum, i) => Object.keys(gradients).map((when) => ({
       x: spectrum[when].map(([re]) => re), y: spectrum[when].map(([, im]) => im), mode: "markers",
@@ -879,7 +880,7 @@ function drawStrip() {
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   canvas.style.height = `${height}px`;
-  view.width = T ? Math.min(90, (width - view.left - 2) / T) : 0;
+  view.width = T ? Math.min(170, (width - view.left - 2) / T) : 0;
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
   context.clearRect(0, 0, width, height);

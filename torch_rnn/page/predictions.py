@@ -20,6 +20,8 @@ MAX_SEQUENCES = 25_000
 """Limit on the test sequences that are read."""
 MAX_STEPS = 8_000_000
 """Limit on their steps."""
+MAX_PRODUCTS = 4e10
+"""Limit on the products of Whh with the states of these steps."""
 BATCH_STEPS = 1 << 16
 """Limit on the steps of a batch, with padding."""
 
@@ -69,7 +71,9 @@ def predict_test(run: FinishedRun) -> Predictions:
     data, rnn = run.data, run.rnn
     lengths = lengths_of(data.splits["test"][0])
     rows = np.random.default_rng(0).permutation(len(lengths))[:MAX_SEQUENCES]
-    rows = np.sort(rows[: max(1, int(np.searchsorted(np.cumsum(lengths[rows]), MAX_STEPS)))])
+    products = rnn.hidden_size**2 * rnn.num_layers * len(rnn.names[0])
+    limit = min(MAX_STEPS, MAX_PRODUCTS / products)
+    rows = np.sort(rows[: max(1, int(np.searchsorted(np.cumsum(lengths[rows]), limit)))])
     order, logits, labels = [], [], []
     V = len(data.vocabulary) if run.reads_text else 0
     sums, counts = np.zeros((V, rnn.output_size)), np.zeros(V, dtype=np.int64)

@@ -18,7 +18,7 @@ STARTS = 96
 SLOW = 1e-7
 """The search for a slow point ends where q is below this times the width of s."""
 ITERATIONS = 60
-MAX_WIDTH = 512
+MAX_WIDTH = 256
 """Limit on the width of s."""
 
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from torch_rnn.files import write_atomically
 from torch_rnn.page.curves import curves
@@ -20,11 +23,26 @@ from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, st
 from torch_rnn.page.words import words
 from torch_rnn.page.writing import writing
 
+SMALL = 128
+"""Up to this H, one thread is faster than several."""
+
 
 def write(run: FinishedRun, path: Path) -> None:
     """Writes the page of a run, whole or not at all."""
-    text = page(run, gather(run))
+    with one_thread() if run.rnn.hidden_size <= SMALL else nullcontext():
+        text = page(run, gather(run))
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Makes PyTorch compute with one thread: in small products, threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def gather(run: FinishedRun) -> dict[str, Any]:

@@ -119,10 +119,10 @@ def predicted(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_reads_what_predict_reads(browser, predicted, run, kind):
     made, path, model = predicted(kind)
-    expected = model.probabilities(TEXTS).double()
+    answers = list(run.module("predict").predictions(model, TEXTS))
+    expected = model.probabilities(TEXTS)
     open_page(browser, path)
     found = browser.execute_script(READ, TEXTS)
-    answers = run.module("predict").predictions(model, TEXTS)
     for text, page, row, (label, p, _) in zip(TEXTS, found, expected, answers, strict=True):
         tokens = tokenize(text)[-500:]
         assert page["words"] == page["tokens"] == tokens

@@ -233,6 +233,7 @@ def test_test_texts_can_be_chosen_and_slow_points_moved(browser, predicted):
 def test_another_class_can_be_shown(browser, predicted):
     _, path, _ = predicted("three classes")
     open_page(browser, path)
+    assert "&lt;" not in browser.execute_script("return document.body.innerText")
     rows = browser.find_elements("css selector", "#probability [data-class]")
     assert [row.find_element("tag name", "b").text for row in rows] == list(Moods.classes)
     for c, row in enumerate(rows):

@@ -23,6 +23,7 @@ def write_page(folder: Path, data: "SequenceData | None" = None, out: Path | Non
     from torch_rnn.page.finished import read_run
     from torch_rnn.page.write import write
 
-    out = folder / PAGE if out is None else out
-    write(read_run(Path(folder), data), out)
+    folder = Path(folder)
+    out = folder / PAGE if out is None else Path(out)
+    write(read_run(folder, data), out)
     return out

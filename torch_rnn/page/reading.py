@@ -97,7 +97,7 @@ def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
 def words_of_test(data: SequenceData) -> Callable[[int], list[str]]:
     """Returns a function from the number of a test text to its words, the unknown ones too."""
     words, sequences = data.vocabulary.words, data.splits["test"][0]
-    if isinstance(data, Corpus):
+    if isinstance(data, Corpus) and not data.labels_steps:
         words = json.loads((data.tokens / "words.json").read_text(encoding="utf-8"))
         tokens = read_tokens(data.tokens, "test")
         every = np.arange(len(tokens.labels))

@@ -864,9 +864,12 @@ function describeSlowPoint(i, k, n) {
     Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${steps(Math.log(0.5) / Math.log(z))}`;
   byId("slow-text").textContent =
     `${k + 1} of ${n}, from left to right: the model says ${saysAfter(slow.logits[i])} there. The eigenvalue ` +
-    `closest to 1 is ${re.toFixed(4)}${Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(3)} i`}; a change along it ${fate}. ` +
+    `closest to 1 is ${complex(re, im)}; a change along it ${fate}. ` +
     `${outside} of ${values.length} eigenvalues are outside the circle.`;
 }
+
+const complex = (re, im) =>
+  re.toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
 
 function steps(n) {
   const whole = Math.max(1, Math.round(n));

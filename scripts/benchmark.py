@@ -1,19 +1,22 @@
 """Times the recurrence against nn.Embedding with nn.RNN, and against Keras's SimpleRNN on JAX if installed.
 
-First checks each backend against eager. If one is wrong, nothing is timed and the exit status is 1. Writes
-benchmark.json, benchmark.png and the tables benchmark.md. --readme also puts them into the READMEs. On a GPU,
-forward and backward are also timed as replayed CUDA graphs, without the host's part.
+Also times a step of language models against nn.Embedding, nn.RNN and nn.Linear. First checks each backend
+against eager, and the language models against those modules. If one is wrong, nothing is timed and the exit
+status is 1. Writes benchmark.json, benchmark.png and the tables benchmark.md. --readme also puts them into
+the READMEs. On a GPU, forward and backward are also timed as replayed CUDA graphs, without the host's part.
 """
 
 import argparse
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
+from torch_rnn.benchmarks.language import Sizes, language_candidates, wrong_language_models
 from torch_rnn.benchmarks.peers import (
     Candidate,
     as_one_graph,
@@ -27,6 +30,7 @@ from torch_rnn.benchmarks.tables import PEER, draw, replace_section, report, tab
 from torch_rnn.benchmarks.timing import Timing, in_turns
 from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
+from torch_rnn.nn.module import RNN
 from torch_rnn.ops import available, recurrence
 from torch_rnn.testing import compare, twice_the_error
 
@@ -42,6 +46,7 @@ GRIDS = {
     },
 }
 TIMES = (10, 30, 100, 300, 1000, 3000, 10_000)
+LANGUAGE = (Sizes(B=32, T=64, H=512, V=65, K=1024), Sizes(B=32, T=64, H=512, V=10_000, K=1024))
 REPLAYS = 10
 """Replays of a CUDA graph between two waits for the device. A wait would hide times of about 0.1 ms."""
 ROOT = Path(__file__).parents[1]
@@ -163,16 +168,30 @@ def imdb_lengths(B: int, root: str | None) -> torch.Tensor:
     return torch.from_numpy(sorted(full, key=lambda lengths: lengths.sum())[len(full) // 2].copy())
 
 
-def peak_memory(name: str, B: int, H: int, device: str) -> int:
-    """Returns the peak memory in bytes that one training pass adds. Needs a process of its own."""
+def language_model(sizes: Sizes, device: str, turns: int) -> dict:
+    """Times a step of language models, and measures the memory that it takes."""
+    timings = time_candidates(language_candidates(sizes, device), turns)
+    milliseconds = {
+        name: {kind: timing._asdict() for kind, timing in kinds.items()} for name, kinds in timings.items()
+    }
+    peak = memory(list(timings), language_candidates, sizes, device)
+    return {**sizes._asdict(), "milliseconds": milliseconds, "bytes": peak}
+
+
+def peak_memory(name: str, make: Callable[..., dict[str, Candidate]], *arguments: object) -> int:
+    """Returns the peak memory in bytes that one training pass of make(*arguments)[name] adds.
+
+    Needs a process of its own. The last argument is the device.
+    """
     torch.manual_seed(0)
-    candidate = candidates(B, H, T, device)[name]
-    if device == "cuda":
+    candidate = make(*arguments)[name]
+    if arguments[-1] == "cuda":
         candidate.training()  # leaves out what is compiled, captured or cached once
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         candidate.training()
         return torch.cuda.max_memory_allocated() - before
+    RNN(2, 2, 2)(torch.zeros(1, 2, dtype=torch.int64)).sum().backward()  # imports what a first pass imports
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _peak_resident()
     candidate.training()
@@ -185,13 +204,14 @@ def _peak_resident() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def memory(B: int, H: int, device: str) -> dict[str, int]:
+def memory(names: list[str], make: Callable[..., dict[str, Candidate]], *arguments: object) -> dict[str, int]:
+    """Returns the peak memory of each candidate of make(*arguments); nothing where it cannot be measured."""
     sizes = {}
-    if device == "cpu" and sys.platform != "linux":
+    if arguments[-1] == "cpu" and sys.platform != "linux":
         return sizes
-    for name in [*backends(device, H), PEER]:
+    for name in names:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            sizes[name] = process.submit(peak_memory, name, B, H, device).result()
+            sizes[name] = process.submit(peak_memory, name, make, *arguments).result()
     return sizes
 
 
@@ -203,7 +223,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="number of turns of 3 calls each (default: 5)")
     parser.add_argument("--imdb", action="store_true", help="also time batches with IMDB's lengths")
     parser.add_argument(
-        "--brief", action="store_true", help="leave out other T, whole steps, memory, picture"
+        "--brief",
+        action="store_true",
+        help="leave out other T, whole steps, memory, language models, picture",
     )
     parser.add_argument("--data.root", help="the folder with IMDB (default: $TORCH_RNN_DATA, else data/)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="default: runs/benchmark")
@@ -246,7 +268,9 @@ def measure(args: argparse.Namespace, shapes: list[tuple[int, int]]) -> dict:
     results["times"] = [row(32, 32, steps, device, max(1, turns // 2)) for steps in TIMES]
     results["training_step"] = [training_steps(B, H, device, turns) for B, H in shapes]
     B, H = shapes[-2]
-    results["peak_memory"] = {"B": B, "H": H, "bytes": memory(B, H, device)}
+    peak = memory([*backends(device, H), PEER], candidates, B, H, T, device)
+    results["peak_memory"] = {"B": B, "H": H, "bytes": peak}
+    results["language"] = [language_model(sizes, device, turns) for sizes in LANGUAGE]
     return results
 
 
@@ -260,6 +284,13 @@ def main() -> int:
             if wrong := [backend for backend in backends(device, H) if not is_right(backend, B, H, device)]:
                 print(
                     f"error: {', '.join(wrong)} differs from eager at B = {B}, H = {H}; not timed",
+                    file=sys.stderr,
+                )
+                return 1
+        for sizes in () if args.brief else LANGUAGE:
+            if wrong := wrong_language_models(sizes, device):
+                print(
+                    f"error: {', '.join(wrong)} differs from torch.nn at V = {sizes.V}; not timed",
                     file=sys.stderr,
                 )
                 return 1

@@ -24,6 +24,7 @@ import trials  # noqa: E402
 
 TRIALS = {  # name: trial, tries
     "steps": (trials.every_step, 59),
+    "language": (trials.every_step_of_a_language_model, 59),
     "kills": (trials.kills, 100),
     "saves": (file_trials.kills_in_save, 200),
     "damage": (file_trials.damage, 1000),

@@ -34,7 +34,12 @@ SET_BY_SWEEP = {
     "trainer.default_root_dir": "name the folder of the sweep, in which each run gets its own",
     "resume": "leave it out, each run starts with --resume auto",
 }
-SCORES = (("test", "accuracy"), ("test", "loss"), ("validation", "accuracy"), ("validation", "loss"))
+SCORES = tuple(
+    (split, score)
+    for split in ("test", "validation")
+    for score in ("accuracy", "bits_per_character", "perplexity", "loss")
+)
+"""The figures of a run in the order of the table; a run has those of its kind."""
 
 
 class Run(NamedTuple):
@@ -171,6 +176,7 @@ def merged(runs: Sequence[Run]) -> list[dict]:
             **{
                 f"{split}/{score}": summary([results[split][score] for results in group])
                 for split, score in SCORES
+                if score in group[0].get(split, {})
             },
         }
         for key, group in groups.items()
@@ -192,9 +198,10 @@ def cell(score: str, values: dict[str, float | None]) -> str:
 
 def table(groups: Sequence[dict]) -> Table:
     names = list(groups[0]["settings"])
-    rows = Table(*names, "runs", *(f"{split} {score}" for split, score in SCORES))
+    scores = [(split, score) for split, score in SCORES if f"{split}/{score}" in groups[0]]
+    rows = Table(*names, "runs", *(f"{split} {score}" for split, score in scores))
     for group in groups:
-        cells = [cell(score, group[f"{split}/{score}"]) for split, score in SCORES]
+        cells = [cell(score, group[f"{split}/{score}"]) for split, score in scores]
         rows.add_row(*(group["settings"][name] for name in names), str(len(group["seeds"])), *cells)
     return rows
 

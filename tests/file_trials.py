@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import rich
 import torch
 from made_reviews import reviews, write_archive
 from rich.progress import track
@@ -200,7 +201,14 @@ def wait_for(children: list[int], seconds: float) -> dict[int, int]:
 
 
 def fork() -> int:
-    """Forks without Python 3.12's warning of threads: no child here computes with them."""
+    """Forks without Python 3.12's warning of threads: no child here computes with them.
+
+    The child gets a rich console of its own: the thread that draws the parent's progress bar may hold the
+    console's lock at this moment, and in the child nothing would ever release it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+        child = os.fork()
+    if child == 0:
+        rich.reconfigure()
+    return child

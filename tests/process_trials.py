@@ -21,7 +21,6 @@ RAGGED = {  # the last batch has one row, so that one of two processes has none
     "trainer.accelerator": "cpu", "trainer.precision": "64-true", "checkpoint.seconds": 0.2,
 }  # fmt: skip
 LONGER = RAGGED | {"data.train": 3961}
-LOGGED = ("train/batch_loss", "train/gradient_norm", "train/loss", "validation/loss", "validation/accuracy")
 
 
 def together(folder: Path, processes: int, settings: dict[str, object]) -> list[BaseProcess]:
@@ -107,7 +106,8 @@ def logged_values(folder: Path, steps: int | None) -> dict[str, list[float]]:
     """Returns the columns of metrics.csv; without `steps`, the weights too."""
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))[:steps]
-    values = {name: [float(row[name]) for row in rows if row[name]] for name in LOGGED}
+    names = [name for name in rows[0] if "/" in name]
+    values = {name: [float(row[name]) for row in rows if row[name]] for name in names}
     if steps is None:
         weights, _ = load_weights(folder / "model.safetensors")
         values |= {name: weight.double().flatten().tolist() for name, weight in weights.items()}

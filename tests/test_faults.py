@@ -4,12 +4,13 @@ import importlib.util
 import inspect
 import sys
 
+import language_checks
 import pytest
 import torch
 from ladder import Shape, rung_1, rung_2, rung_3, rung_4
 
-from torch_rnn import reference
-from torch_rnn.nn import module
+from torch_rnn import reference, softmax
+from torch_rnn.nn import generation, module
 from torch_rnn.ops import BACKENDS, bptt, eager, inputs
 
 LENGTHS = Shape(4, 9, 6, 5, ids=True, lengths=(1, 9, 0, 5))
@@ -130,3 +131,95 @@ def test_rung_4_catches_faults(monkeypatch, fails, source, right, wrong):
     else:
         monkeypatch.setattr(reference.NumpyRNN, "update", twin.NumpyRNN.update)
     fails(rung_4, "bptt", "last", 1)
+
+
+def chunks(module):
+    language_checks.linear_cross_entropy(module, 7, 11, 5, True, 3)
+
+
+def one_chunk(module):
+    language_checks.linear_cross_entropy(module, 7, 11, 5, True, 7)
+
+
+def sampled(module):
+    language_checks.sampled_cross_entropy(module, True)
+
+
+def sampled_from_all(module):
+    language_checks.sampled_from_all(module, True)
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (chunks, "targets[start:end, None]", "targets[:rows, None]"),
+        (chunks, "losses[start:end] = log_p[:, 0]", "losses[:rows] = log_p[:, 0]"),
+        (chunks, "else dh[start:end]", "else dh[:rows]"),
+        (chunks, "N // count + (i < N % count) for i", "N // count for i"),
+        (chunks, "scatter_(1, target, log_p.expm1_())", "scatter_(1, target, log_p.exp_())"),
+        (chunks, "dby += dy.sum(dim=0)", "dby = dy.sum(dim=0)"),
+        (chunks, "total.addmm_(a, b)", "torch.mm(a, b, out=total)"),
+        (chunks, "gradient.mul_(dloss)", "gradient"),
+        (one_chunk, "dy *= dloss", "pass"),
+        (sampled, "shift, y_target = -log_q.to(sums)", "shift, y_target = 0 * log_q.to(sums)"),
+        (sampled, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
+        (sampled, "shift += by[negatives]", "pass"),
+        (sampled, "y_target += by[targets]", "pass"),
+        (sampled, "dWhy.index_add_(0, negatives,", "dWhy.index_copy_(0, negatives,"),
+        (sampled, "dWhy.index_add_(0, targets,", "dWhy.index_copy_(0, targets,"),
+        (sampled, ".index_add_(0, targets, dy_target)", ""),
+        (sampled, "(-losses).expm1_()", "(-losses).exp_()"),
+        (sampled_from_all, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
+        (language_checks.sampled_partition_function, "return negatives, p[negatives].log()",
+         "return negatives, torch.zeros_like(p[negatives])"),
+        (language_checks.sampled_partition_function, "- log_q.to(sums)", "- log_q.to(sums) - log_q[0]"),
+        (language_checks.sampled_partition_function, "ends = p[order].cumsum(0)", "ends = p.cumsum(0)"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_losses_of_language_models_are_caught(check, right, wrong):
+    with pytest.raises(AssertionError):
+        check(mutant(softmax, right, wrong))
+    check(softmax)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "drawing"),
+    [
+        ("if self._next is not None:", "if False:", (1.0,)),
+        ("self._states[layer] = self._f(", "self._f(", (1.0,)),
+        ("bottom.Wxh.t() + bottom.bh", "bottom.Wxh.t()", (1.0,)),
+        ("torch.addmm(xw, h, WhhT)", "torch.addmm(xw, h, WhhT.t())", (1.0,)),
+        ("torch.addmm(self._by, h, self._WhyT)", "h @ self._WhyT", (1.0,)),
+        ("[[layer] for layer in weights], h0,", "[[layer] for layer in weights], None,", (1.0,)),
+        ("layered(ids,", "layered(ids[:, :-1],", (1.0,)),
+        ("y.double().div_(self.temperature)", "y.double().mul_(self.temperature)", (0.5,)),
+        ("y.argmax(dim=1)", "y.argmin(dim=1)", (0,)),
+        ("(1 - u)", "u", (1.0,)),
+        ("torch.rand(len(y), 1,", "torch.rand(1, 1,", (1.0,)),
+        ("p.topk(top_k, dim=1)", "p.topk(top_k + 1, dim=1)", (1.0, 4)),
+        (".sub_(ordered)", "", (1.0, None, 0.6)),
+        ("top_p * ordered.sum(dim=1, keepdim=True)", "top_p", (1.7, 3, 0.5)),
+        ("cumulative[:, -1:]", "1", (1.0, 4)),
+    ],
+)
+def test_faults_of_drawing_ids_are_caught(right, wrong, drawing):
+    drawing = language_checks.Drawing(*drawing)
+    with pytest.raises((AssertionError, IndexError)):
+        language_checks.generation(mutant(generation, right, wrong), "every", drawing)
+    language_checks.generation(generation, "every", drawing)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "temperature"),
+    [
+        ("h0 = self.hs[-1]\n            ids", "ids", 1.0),
+        ("(y - y.max()) / temperature", "(y - y.max())", 0.5),
+        ("(1 - rng.random())", "rng.random()", 1.0),
+        ("x = [y.argmax()]", "x = [y.argmin()]", 0),
+        (".reshape(-1, self.output_size)[-1]", ".reshape(-1, self.output_size)[0]", 1.0),
+    ],
+)
+def test_faults_of_the_references_sample_are_caught(right, wrong, temperature):
+    with pytest.raises(AssertionError):
+        language_checks.numpy_sample(mutant(reference, right, wrong), "every", temperature)
+    language_checks.numpy_sample(reference, "every", temperature)

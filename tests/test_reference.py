@@ -1,10 +1,11 @@
 """The reference: its gradient against central differences, its training, and the input that it refuses."""
 
+import language_checks
 import numpy as np
 import pytest
 from ladder import READOUTS, SHAPES, rung_1
 
-from torch_rnn import NumpyRNN
+from torch_rnn import NumpyRNN, reference
 
 XOR = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
 
@@ -79,6 +80,21 @@ def test_evaluate_weighs_every_step_equally():
     assert accuracy == hits.mean()
 
 
+@pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
+@pytest.mark.parametrize("readout", READOUTS)
+def test_sample_draws_what_a_loop_over_forward_draws(readout, temperature):
+    language_checks.numpy_sample(reference, readout, temperature)
+
+
+def test_sample_is_a_function_of_its_seed():
+    rnn = NumpyRNN(5, 4, 5, readout="every")
+    first, same, other = (rnn.sample([1, 2], 30, seed=seed) for seed in (0, 0, 1))
+    assert first.dtype == int
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert rnn.sample([1, 2], 0).shape == (0,)
+
+
 def test_initial_weights():
     rnn = NumpyRNN(50, 8, 3, seed=2)
     for matrix in (rnn.Wxh, rnn.Whh, rnn.Why):
@@ -136,3 +152,7 @@ def test_refuses_bad_labels_and_a_stale_x():
         rnn.forward([0], [0.0, 0.0])
     with pytest.raises(ValueError, match="x_test is empty"):
         rnn.evaluate([], [])
+    with pytest.raises(ValueError, match=r"x has shape \(0,\), output_size 1, input_size 2; sample needs"):
+        rnn.sample([], 3)
+    with pytest.raises(ValueError, match="sample needs"):
+        NumpyRNN(2, 3, 2).sample([[0.5, 1.0]], 3)

@@ -29,6 +29,7 @@ from torch_rnn.training.checkpoint_file import FOLDER, LAST, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT, CONFIG = ROOT / "scripts" / "train_imdb.py", ROOT / "configs" / "quickstart.yaml"
+LANGUAGE_CONFIG = ROOT / "configs" / "shakespeare.yaml"
 RESULT = ("model.safetensors", "metrics.csv", "curves.png")
 SMALL = {  # two layers with every kind of dropout, 16 steps an epoch
     "data.train": 256, "data.validation": 64, "data.test": 64, "data.batch_size": 16,
@@ -36,6 +37,10 @@ SMALL = {  # two layers with every kind of dropout, 16 steps an epoch
     "model.hidden_size": 8, "model.num_layers": 2, "model.dropout": 0.2, "model.recurrent_dropout": 0.2,
     "trainer.max_epochs": 3, "trainer.log_every_n_steps": 3, "trainer.enable_progress_bar": False,
 }  # fmt: skip
+TEXT = "".join(
+    f"{n} sheep came, {n * n} went; who counts {'them' if n % 3 else 'us'} on day {n % 7}?\n"
+    for n in range(99)
+)
 LONGER = SMALL | {"data.train": 1024, "trainer.max_epochs": 4, "checkpoint.seconds": 0.2}  # 64 steps an epoch
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what each run needs
 PROCESSES.set_forkserver_preload(["torch_rnn.training.run", "matplotlib.pyplot", "torchtext"])
@@ -50,15 +55,34 @@ class Found(NamedTuple):
     seen: str = ""
 
 
+def language(work: Path) -> dict[str, object]:
+    """Returns the settings of a language model: 16 steps an epoch, and 4 batches in a validation."""
+    path = work / "text.txt"
+    path.write_text(TEXT[:645], encoding="utf-8")
+    return {
+        "config": LANGUAGE_CONFIG, "data.path": path, "data.cache": work / "cache", "data.validation": 0.2,
+        "data.batch_size": 4, "data.steps": 8,
+        "model.hidden_size": 8, "model.num_layers": 2, "model.dropout": 0.2, "model.recurrent_dropout": 0.2,
+        "model.output_dropout": 0.2, "model.softmax": "sampled", "model.negatives": 10,
+        "trainer.max_epochs": 3, "trainer.log_every_n_steps": 3, "trainer.enable_progress_bar": False,
+    }  # fmt: skip
+
+
 def arguments(folder: Path, settings: dict[str, object]) -> list[str]:
-    given = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return ["--config", str(CONFIG), "--trainer.default_root_dir", str(folder), *given]
+    settings = {"config": CONFIG, "trainer.default_root_dir": folder} | settings
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def run_main(given: list[str]) -> int:
+    """Runs the command line; returns its exit status."""
+    task = "language" if str(LANGUAGE_CONFIG) in given else "classification"
+    return entry.main(CONFIG, given, task)
 
 
 def train(folder: Path, settings: dict[str, object], *more: str) -> tuple[int, str]:
     """Runs the command line in this process; returns its exit status and what it printed as an error."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
-        status = entry.main(CONFIG, [*arguments(folder, settings), *more])
+        status = run_main([*arguments(folder, settings), *more])
     return status, error.getvalue().strip()
 
 
@@ -76,7 +100,7 @@ def run_logged(given: list[str], log: Path, **environment: object) -> None:
     with open(log, "ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.exit(entry.main(CONFIG, given))
+    sys.exit(run_main(given))
 
 
 def wait_for_rows(folder: Path, process: BaseProcess | subprocess.Popen, rows: int) -> None:
@@ -124,18 +148,18 @@ def stopped_at(moment: int):
         Checkpoints.on_train_batch_start, Checkpoints.on_validation_batch_end = batch_start, batch_end
 
 
-def every_step(work: Path, tries: int) -> Found:
+def every_step(work: Path, tries: int, settings: dict[str, object] = SMALL) -> Found:
     """Stops runs before each step of three epochs and within each validation, and resumes them."""
-    train(work / "undisturbed", SMALL)
+    train(work / "undisturbed", settings)
     points = [*range(1, 48), *range(-12, 0)]
     failures = []
     for point in track(points[:: max(1, len(points) // tries)], "resume"):
         folder = work / str(point)
         with stopped_at(point):
-            status, error = train(folder, SMALL)
+            status, error = train(folder, settings)
         if status != 143:
             failures.append(f"stop at {point}: exit status {status} {error}")
-        wrong = differences_after_resume(folder, SMALL, work / "undisturbed")
+        wrong = differences_after_resume(folder, settings, work / "undisturbed")
         failures += [f"resumed at {point}: {difference}" for difference in wrong]
         shutil.rmtree(folder)
     return Found(
@@ -144,6 +168,12 @@ def every_step(work: Path, tries: int) -> Found:
         len(points[:: max(1, len(points) // tries)]),
         failures,
     )
+
+
+def every_step_of_a_language_model(work: Path, tries: int) -> Found:
+    """Does the same with a language model, whose state is carried from batch to batch."""
+    found = every_step(work, tries, language(work))
+    return found._replace(promise=f"a language model {found.promise}")
 
 
 def kills(work: Path, tries: int) -> Found:

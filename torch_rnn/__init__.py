@@ -6,13 +6,14 @@ module around it, data turns texts into batches, training fits a module to them,
 
 from torch_rnn import lazy
 
-__all__ = ["RNN", "NumpyRNN", "TextClassifier", "compat", "recurrence"]
+__all__ = ["RNN", "NumpyRNN", "TextClassifier", "TextGenerator", "compat", "recurrence"]
 __getattr__ = lazy.loader(
     __name__,
     {
         "RNN": "nn.module",
         "NumpyRNN": "reference",
         "TextClassifier": "training.text_classifier",
+        "TextGenerator": "training.text_generator",
         "compat": "nn.compat",
         "recurrence": "ops",
     },

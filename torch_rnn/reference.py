@@ -187,6 +187,30 @@ class NumpyRNN:
             raise ValueError("x_test is empty; evaluate needs at least one output")
         return loss / outputs, float(correct / outputs)
 
+    def sample(
+        self, x: ArrayLike, steps: int, temperature: float = 1.0, seed: int = 0, h0: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Reads the ids x (T,) and draws the next ones, (steps,), each from softmax(y / temperature).
+
+        A drawn id is the smallest one whose cumulative probability reaches 1 - u, for a uniform u in [0, 1).
+        The temperature 0 stands for the most probable id. Raises ValueError where x is empty or has other
+        than ids, or there is not one output for each id.
+        """
+        if self.output_size != self.input_size or np.ndim(x) != 1 or np.size(x) == 0:
+            sizes = f"output_size {self.output_size}, input_size {self.input_size}"
+            raise ValueError(f"x has shape {np.shape(x)}, {sizes}; sample needs (T,) ids and equal sizes")
+        rng, ids = np.random.default_rng(seed), []
+        for _ in range(steps):
+            y = self.forward(x, h0).reshape(-1, self.output_size)[-1]
+            if temperature == 0:
+                x = [y.argmax()]
+            else:
+                cumulative = np.exp((y - y.max()) / temperature).cumsum()
+                x = [np.searchsorted(cumulative, (1 - rng.random()) * cumulative[-1])]
+            h0 = self.hs[-1]
+            ids += x
+        return np.array(ids, dtype=int)
+
     def _probabilities(self, y: np.ndarray) -> np.ndarray:
         if self.output_size == 1:
             return np.exp(-np.logaddexp(0, -y))  # sigmoid, without overflow

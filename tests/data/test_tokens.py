@@ -113,7 +113,7 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
 
     monkeypatch.setattr(tokenizing, "Progress", Watched)
     monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 1500)
-    tokenizing._write_chunks("train", source, tmp_path)
+    tokenizing._write_chunks("train", source, tmp_path, tokenize)
     size = sum(len(text.encode()) for text, _ in rows)
     assert source.size == size if kind in ("", "memory") else source.size > size
     assert {total for _, total in seen} == {source.size}

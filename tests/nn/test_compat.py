@@ -187,3 +187,10 @@ def test_unsupported_input_goes_to_torch():
         with pytest.raises(type(want.value)) as got:
             ours(*given)
         assert str(got.value) == str(want.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["input_scale", "recurrent_scale"])
+def test_settings_that_torch_lacks_are_refused(name):
+    with pytest.raises(TypeError, match=name):
+        compat.RNN(3, 4, **{name: 2.0})

@@ -136,9 +136,26 @@ def test_initial_weights():
     assert not any(bias.any() for bias in (rnn.bh, rnn.by, small.bh, small.by))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("init", ["orthogonal", "seed"])
+def test_scales_multiply_the_initial_weights_of_the_input_and_the_recurrence(init, dtype):
+    settings = {"num_layers": 2, "bidirectional": True, "init": init, "dtype": dtype}
+    torch.manual_seed(0)
+    plain = RNN(6, 4, 3, **settings)
+    torch.manual_seed(0)
+    scaled = RNN(6, 4, 3, **settings, input_scale=8.0, recurrent_scale=0.5)
+    for name, value in plain.named_parameters():
+        bottom = name in ("Wxh", "Wxh_reverse")
+        factor = 8.0 if bottom else 0.5 if name.startswith("Whh") else 1.0
+        assert torch.equal(scaled.get_parameter(name), value * factor), name
+    torch.manual_seed(0)
+    scaled.reset_parameters()
+    assert torch.equal(scaled.Wxh, plain.Wxh * 8)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_save_and_load(tmp_path, dtype):
-    rnn = RNN(6, 4, 3, readout="max", init="seed", dtype=dtype)
+    rnn = RNN(6, 4, 3, readout="max", init="seed", input_scale=3, recurrent_scale=0.5, dtype=dtype)
     rnn.save(tmp_path / "rnn.safetensors")
     loaded = RNN.load(tmp_path / "rnn.safetensors", backend="eager")
     assert loaded.settings == rnn.settings
@@ -162,6 +179,11 @@ def test_repr_shows_the_settings():
         ({"output_size": -3}, ValueError, "output_size is -3"),
         ({"readout": "first"}, ValueError, "readout is 'first'; it must be one of last, mean, max, every"),
         ({"init": "xavier"}, ValueError, "init is 'xavier'; it must be one of orthogonal, seed"),
+        ({"input_scale": 0}, ValueError, "input_scale is 0; it must be above 0 and finite"),
+        ({"input_scale": "10"}, TypeError, "input_scale is '10'; it must be a number"),
+        ({"recurrent_scale": -1.0}, ValueError, "recurrent_scale is -1.0; it must be above 0"),
+        ({"recurrent_scale": float("nan")}, ValueError, "recurrent_scale is nan"),
+        ({"recurrent_scale": True}, TypeError, "recurrent_scale is True; it must be a number"),
         ({"backend": "numpy"}, ValueError, "backend is 'numpy'"),
         ({"dtype": torch.float16}, TypeError, "dtype is torch.float16"),
     ],

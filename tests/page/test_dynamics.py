@@ -8,7 +8,7 @@ from made_runs import make_run
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
 from torch_rnn.page.finished import read_run
-from torch_rnn.page.memory import gradient_norms, initial, state_gradients
+from torch_rnn.page.memory import gradient_norms, initial, memory, state_gradients
 from torch_rnn.page.predictions import predict_test
 from torch_rnn.page.slow_points import Dynamics, dynamics, minimise, slow_points
 from torch_rnn.page.states import joint_states, plane, sample
@@ -130,6 +130,16 @@ def test_the_gradient_of_a_rotation_does_not_vanish_and_that_of_a_contraction_ha
         norms = np.array(curve["norms"][:6])
         assert curve["distances"][0] == 0
         assert norms[1:] / norms[:-1] == pytest.approx(np.full(5, factor), rel=1e-4)
+
+
+def test_the_initial_weights_of_a_run_that_started_from_another_are_its(tmp_path):
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", readout="mean")
+    run = read_run(second.folder, second.data)
+    run.settings["model"]["start_from"] = str(first.folder)
+    assert torch.equal(initial(run).Whh, first.rnn.Whh)
+    run.settings["model"]["start_from"] = str(tmp_path / "gone")
+    assert initial(run) is None
+    assert memory(run, predict_test(run))["gradients"].keys() == {"after"}
 
 
 def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):

@@ -144,7 +144,7 @@ def test_data_that_are_not_those_of_the_run_are_refused(tmp_path, run, capsys):
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("Grammar", "Addition"))
     assert run("page", tmp_path) == 2
-    assert "describes no data that can be made" in capsys.readouterr().err
+    assert "describes no sequences with labels" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match="was trained on data of input size 10000 with 2 classes; these have 2"
     ):

@@ -9,7 +9,7 @@ from made_runs import make_run
 from torch_rnn.page.curves import curves, learning_rates, planned_steps
 from torch_rnn.page.finished import read_run
 from torch_rnn.page.results import calibration, confusion, scores_of_classes, wilson
-from torch_rnn.training.classifier import cosine
+from torch_rnn.training.trained_rnn import cosine
 
 
 def test_wilson_has_the_published_values():

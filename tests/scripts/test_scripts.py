@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from torch_rnn import RNN, testing
+from torch_rnn.benchmarks import language
 from torch_rnn.ops import BACKENDS, available
 
 
@@ -152,7 +153,8 @@ def test_ctrl_c_ends_a_script_in_one_line(run, model, monkeypatch, capsys, name,
 
 SMALL = {
     "GRIDS": {"cpu": {"small": [(2, 8), (3, 4)]}}, "T": 12, "V": 20, "TIMES": (4, 8),
-    "memory": lambda *args: {"bptt": 2**20}, "keras_is_there": lambda: False,
+    "memory": lambda names, *args: dict.fromkeys(names, 2**20), "keras_is_there": lambda: False,
+    "LANGUAGE": (language.Sizes(2, 5, 4, 6, 10), language.Sizes(2, 5, 4, 30, 10)),
 }  # fmt: skip
 
 
@@ -171,8 +173,12 @@ def test_benchmark_checks_then_times_and_writes_the_readmes_table(run, tmp_path)
         for timing in shape["milliseconds"].values():
             for times in (timing["forward"], timing["training"]):
                 assert 0 < times["low"] <= times["median"] <= times["high"]
+    few, many = found["language"]
+    assert set(few["milliseconds"]) == {language.OURS, language.PEER}
+    assert set(many["milliseconds"]) == {language.OURS, language.SAMPLED, language.PEER} == set(many["bytes"])
     table = (tmp_path / "benchmark.md").read_text()
     assert "| 2, 8 | " in table
+    assert "| 30 | " in table
     assert readmes[1].read_text() == f"before\n<!-- benchmark -->\n{table}<!-- /benchmark -->\nafter\n"
     short = readmes[0].read_text().removeprefix("before\n<!-- benchmark -->\n")
     assert table.startswith(short.removesuffix("<!-- /benchmark -->\nafter\n"))
@@ -185,6 +191,14 @@ def test_benchmark_refuses_to_time_a_wrong_backend(run, tmp_path, monkeypatch, c
     monkeypatch.setitem(BACKENDS, "bptt", lambda *args: tuple(1.0001 * state for state in right(*args)))
     assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
     assert "bptt differs from eager at B = 2, H = 8; not timed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmark_refuses_to_time_a_wrong_language_model(run, tmp_path, monkeypatch, capsys):
+    right = language.sampled_cross_entropy
+    monkeypatch.setattr(language, "sampled_cross_entropy", lambda *args: 1.0001 * right(*args))
+    assert run("benchmark", "--turns", 1, "--out", tmp_path, **SMALL) == 1
+    assert "torch_rnn, sampled differs from torch.nn at V = 6; not timed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

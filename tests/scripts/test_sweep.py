@@ -198,3 +198,19 @@ def test_refuses_bad_arguments(run, tmp_path, more, message, capsys):
         run("sweep", tmp_path / "sweep", *more)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_language_model_has_its_own_scores(run, tmp_path):
+    sweep, runs = run.module("sweep"), []
+    for seed, loss in (("1", 1.5), ("2", 1.7)):
+        runs.append(sweep.Run({"seed_everything": seed}, tmp_path / seed))
+        runs[-1].folder.mkdir()
+        validation = {"bits_per_character": 2 * loss, "loss": loss, "n": 9}
+        (runs[-1].folder / "results.json").write_text(
+            json.dumps({"seed": int(seed), "validation": validation})
+        )
+    (group,) = sweep.merged(runs)
+    assert group["validation/loss"]["mean"] == pytest.approx(1.6)
+    assert [column.header for column in sweep.table([group]).columns] == [
+        "runs", "validation bits_per_character", "validation loss"
+    ]  # fmt: skip

@@ -29,6 +29,7 @@ from torch_rnn.training.seeding import seed_step
     ("trial", "tries"),
     [
         (trials.every_step, 6),
+        (trials.every_step_of_a_language_model, 6),
         (trials.kills, 3),
         (trials.signals, 3),
         (trials.full_disk, 2),

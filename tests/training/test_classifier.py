@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 from torch_rnn.data.batches import Batch
 from torch_rnn.losses import cross_entropy
-from torch_rnn.training.classifier import Classifier, cosine
+from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.trained_rnn import cosine
 
 
 def batch(B, readout, seed):

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from made_reviews import write_archive
+from made_reviews import reviews, write_archive
 
 from torch_rnn import RNN
 from torch_rnn.errors import RunError
 from torch_rnn.nn.weights import load_weights
 from torch_rnn.training import main, run
-from torch_rnn.training.cli import CLI
+from torch_rnn.training.cli import CLI, TASKS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -326,11 +326,22 @@ def test_every_shipped_configuration_is_complete(path, tmp_path, monkeypatch):
     given = [f"--data.{split}={split}.csv" for split in ("train", "test")] if path.stem == "text" else []
     for split in ("train", "test"):
         Path(f"{split}.csv").write_text("text,label\ngood,1\nbad,0\n")
-    cli = CLI(["--config", str(path), *given])
     shipped = yaml.safe_load(path.read_text())
+    language = "Stream" in shipped["data"]["class_path"]
+    if language:
+        Path("text.txt").write_text("to be or not to be")
+        monkeypatch.setattr("torch_rnn.data.textstream.find_shakespeare", lambda root: Path("text.txt"))
+    if path.stem == "imdb_lm":
+        write_archive(Path("aclImdb.tar.xz"), reviews(40, 4))
+        given = ["--data.root=.", "--data.unlabelled=false", "--model.negatives=5"]
+    cli = CLI(["--config", str(path), *given], TASKS["language" if language else "classification"])
     for settings, thing, linked in (
-        (shipped["model"], cli.model, {"input_size", "n_classes"}),
-        (shipped["data"]["init_args"], cli.datamodule, {"seed", *(["train", "test"] if given else [])}),
+        (shipped["model"], cli.model, set(cli.task.links)),
+        (
+            shipped["data"]["init_args"],
+            cli.datamodule,
+            {"seed", *(["train", "test"] if path.stem == "text" else [])},
+        ),
     ):
         assert {*settings, *linked} == set(inspect.signature(type(thing).__init__).parameters) - {"self"}
     assert cli.datamodule.seed == shipped["seed_everything"]

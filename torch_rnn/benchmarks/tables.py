@@ -19,7 +19,9 @@ def report(results: dict) -> str:
     if memory and memory["bytes"]:
         sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory["bytes"].items())
         lines.append(f"Peak memory of such a pass at B = {memory['B']}, H = {memory['H']}: {sizes}.")
-    return "\n".join(lines) + "\n"
+    if results.get("language"):
+        lines += ["", language_table(results)]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def table(results: dict, kind: str = "training") -> str:
@@ -47,6 +49,35 @@ def table(results: dict, kind: str = "training") -> str:
             ratio = f" ({medians[PEER] / medians[name]:.1f}x)" if name != PEER and PEER in medians else ""
             cells.append(_rounded(medians[name]) + ratio if name in medians else "")
         lines.append(f"| {shape['B']}, {shape['H']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def language_table(results: dict) -> str:
+    """Returns a Markdown table of a language model's step: time, relative to torch.nn, and peak memory."""
+    shapes = results["language"]
+    names = list(max((shape["milliseconds"] for shape in shapes), key=len))
+    B, T, H, K = (shapes[0][name] for name in "BTHK")
+    lines = [
+        f"A language model: loss and all gradients in milliseconds (median), B = {B}, T = {T}, H = {H};",
+        f"in brackets how many times as long `{names[-1]}` take; peak memory.",
+        f"The sampled softmax has {K:,} negatives.",
+        "",
+        "| V | " + " | ".join(f"`{name}`" if name == names[-1] else name for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for shape in shapes:
+        medians = {name: times["training"]["median"] for name, times in shape["milliseconds"].items()}
+        cells = []
+        for name in names:
+            if name not in medians:
+                cells.append("")
+                continue
+            ratio = f" ({medians[names[-1]] / medians[name]:.1f}x)" if name != names[-1] else ""
+            size = shape["bytes"].get(name)
+            cells.append(
+                _rounded(medians[name]) + ratio + ("" if size is None else f", {size / 2**20:.0f} MiB")
+            )
+        lines.append(f"| {shape['V']:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

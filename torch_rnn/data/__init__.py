@@ -11,6 +11,8 @@ from torch_rnn import lazy
 _MODULES = {
     "IMDB": "imdb",
     "TextFiles": "textfiles",
+    "TextStream": "textstream",
+    "IMDBStream": "imdbstream",
     "Grammar": "grammar",
     "Addition": "addition",
     "SequenceData": "datamodule",

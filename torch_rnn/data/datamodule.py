@@ -111,6 +111,13 @@ class SequenceData(LightningDataModule):
         """Returns sentences about the trained rnn for the report, beside loss and accuracy."""
         return []
 
+    def about(self) -> dict[str, Any]:
+        """Returns what a model file says about its data: for texts, all that labelling another text needs."""
+        about = {"dataset": self.name, "classes": self.classes}
+        if self.vocabulary is not None:
+            about["text"] = {"maxlen": self.maxlen, "vocabulary": self.vocabulary.words}
+        return about
+
     def facts(self) -> dict[str, Any]:
         """Returns what results.json says about the training data."""
         return {}

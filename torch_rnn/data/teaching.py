@@ -89,7 +89,7 @@ def labelled(
 
     def make(folder: Path, work: Path) -> None:
         more = read_tokens(unlabelled, UNLABELLED)
-        index, left_out = _choose(tokens, validation, unlabelled, film)
+        index, left_out = choose(tokens, validation, unlabelled, film)
         if teacher is None:
             probabilities = np.load(unlabelled / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
         else:
@@ -141,7 +141,7 @@ def classes(tokens: Path) -> list[str]:
     return json.loads((tokens / "classes.json").read_text(encoding="utf-8"))
 
 
-def _choose(
+def choose(
     tokens: Path, validation: float, unlabelled: Path, film: str | None
 ) -> tuple[np.ndarray, dict[str, int | None]]:
     """Returns the numbers of the texts that are not left out, and how many are, by reason."""

@@ -36,6 +36,8 @@ CHUNK_SIZE = 1 << 24
 """Approximate number of characters in a chunk."""
 MAX_WORDS = 1 << 20
 """Limit on the vocabulary. The rarer half is dropped when counting reaches twice as many words."""
+MAX_UNKNOWN = 20
+"""Limit on the unknown tokens that are kept by name."""
 
 
 def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> None:
@@ -50,7 +52,7 @@ def write_tokens(splits: Mapping[str, Documents], folder: Path, work: Path) -> N
         RunError: A split has no document or a label that "train" lacks, or "train" has only one label.
     """
     work.mkdir(exist_ok=True)
-    chunks = {split: _write_chunks(split, source, work) for split, source in splits.items()}
+    chunks = {split: _write_chunks(split, source, work, tokenize) for split, source in splits.items()}
     classes = _classes(chunks)
     vocabulary = _vocabulary(chunks["train"])
     (folder / "words.json").write_text(json.dumps(vocabulary.words), encoding="utf-8")
@@ -71,8 +73,38 @@ def write_unlabelled(source: Documents, vocabulary: Vocabulary, folder: Path, wo
         work: A folder for the chunks, which a later start uses again.
     """
     work.mkdir(exist_ok=True)
-    paths = _write_chunks(UNLABELLED, source, work)
+    paths = _write_chunks(UNLABELLED, source, work, tokenize)
     _write_split(paths, vocabulary, None, folder, UNLABELLED)
+
+
+def write_stream(splits: Mapping[str, Documents], tokens: str, folder: Path, work: Path) -> None:
+    """Writes the ids of long texts, with words.json, and for each split counts and unknown tokens.
+
+    {split}_counts.npy has the number of each id, (V,) int64; {split}_unknown.json the most frequent tokens
+    that "train" lacks, with their numbers.
+
+    Args:
+        splits: The pieces of the text of "train" and of other splits.
+        tokens: "characters" (Unicode code points) or "words".
+        folder: An existing folder for the result.
+        work: A folder for the chunks, which a later start uses again.
+    """
+    work.mkdir(exist_ok=True)
+    split_text = list if tokens == "characters" else tokenize
+    chunks = {split: _write_chunks(split, source, work, split_text) for split, source in splits.items()}
+    vocabulary = _vocabulary(chunks["train"])
+    (folder / "words.json").write_text(json.dumps(vocabulary.words), encoding="utf-8")
+    for split, paths in chunks.items():
+        _write_split(paths, vocabulary, None, folder, split)
+        counts, unknown = np.zeros(len(vocabulary), np.int64), Counter()
+        for path in paths:
+            words, numbers = _read_list(path, "words"), _read_array(path, "counts")
+            ids = vocabulary.encode(words)
+            np.add.at(counts, ids, numbers)
+            unknown.update({words[i]: int(numbers[i]) for i in np.flatnonzero(ids == 0)})
+        np.save(folder / f"{split}_counts.npy", counts, allow_pickle=False)
+        text = json.dumps(unknown.most_common(MAX_UNKNOWN))
+        (folder / f"{split}_unknown.json").write_text(text, encoding="utf-8")
 
 
 class Chunk(NamedTuple):
@@ -81,7 +113,9 @@ class Chunk(NamedTuple):
     end: Position
 
 
-def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
+def _write_chunks(
+    split: str, source: Documents, work: Path, split_text: Callable[[str], list[str]]
+) -> list[Path]:
     """Writes the chunks of a split that no earlier start has written; returns the files of all, in order."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("tokenizing " + split, *columns) as progress, _workers(source.size) as submit:
@@ -96,7 +130,7 @@ def _write_chunks(split: str, source: Documents, work: Path) -> list[Path]:
         for path, chunk in _chunks(split, source, work):
             paths.append(path)
             if chunk is not None:
-                pending.append((submit(_write_chunk, path, chunk), chunk.end))
+                pending.append((submit(_write_chunk, path, chunk, split_text), chunk.end))
             if len(pending) > 2 * _cores():
                 finish_oldest()
         while pending:
@@ -136,11 +170,11 @@ def _read_chunk(stream: Iterator[tuple[Document, Position]], start: Position) ->
     return Chunk(documents, start, end)
 
 
-def _write_chunk(path: Path, chunk: Chunk) -> None:
+def _write_chunk(path: Path, chunk: Chunk, split_text: Callable[[str], list[str]]) -> None:
     """Tokenizes a chunk and writes its file."""
     ids: dict[str, int] = {}
     rows = [
-        np.array([ids.setdefault(word, len(ids)) for word in tokenize(document.text)], dtype=np.int32)
+        np.array([ids.setdefault(word, len(ids)) for word in split_text(document.text)], dtype=np.int32)
         for document in chunk.documents
     ]
     flat, classes = np.concatenate(rows), sorted({document.label for document in chunk.documents})

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from torch_rnn.losses import check_labels, cross_entropy, most_probable
 from torch_rnn.nn.convert import from_keras, from_torch, names, to_keras, to_torch
+from torch_rnn.nn.generation import Generation
 from torch_rnn.nn.layers import Weights, layered
 from torch_rnn.nn.readout import read
 from torch_rnn.nn.settings import SETTINGS, check_settings
@@ -50,6 +51,11 @@ class RNN(nn.Module):
             "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
         init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
             start at zero.
+        input_scale: multiplies the initial Wxh of the first layer. Where x are ids, Wxh x is a column of a
+            semi-orthogonal matrix, so its length is 1 or less, and that of h grows as sqrt(H). With a scale
+            of about 10, both are of like size, and a language model learns faster.
+        recurrent_scale: multiplies the initial Whh of every layer. Below 1, early states fade and the latest
+            ids count for more.
         backend: of the recurrence: "auto", or a key of `torch_rnn.ops.BACKENDS`.
         recompute: whether the backward pass computes states again, so that the memory for them grows as
             sqrt(T).
@@ -73,6 +79,8 @@ class RNN(nn.Module):
         recurrent_dropout: float = 0.0,
         readout: str = "last",
         init: str = "orthogonal",
+        input_scale: float = 1.0,
+        recurrent_scale: float = 1.0,
         backend: str = "auto",
         recompute: bool = False,
         device: torch.device | str | None = None,
@@ -83,6 +91,7 @@ class RNN(nn.Module):
         self.num_layers, self.bidirectional, self.bias = num_layers, bidirectional, bias
         self.nonlinearity, self.dropout, self.recurrent_dropout = nonlinearity, dropout, recurrent_dropout
         self.readout, self.init, self.backend, self.recompute = readout, init, backend, recompute
+        self.input_scale, self.recurrent_scale = input_scale, recurrent_scale
         dtype = dtype or torch.get_default_dtype()
         check_settings(self.settings, dtype)
         check_backend(backend)
@@ -120,6 +129,13 @@ class RNN(nn.Module):
                 parameter.data.copy_(nn.init.orthogonal_(torch.empty_like(parameter, dtype=torch.float32)))
             else:
                 nn.init.orthogonal_(parameter)
+        with torch.no_grad():
+            for layer, directions in enumerate(self.names):
+                for name in directions:
+                    if self.input_scale != 1 and layer == 0:
+                        getattr(self, "Wxh" + name).mul_(self.input_scale)
+                    if self.recurrent_scale != 1:
+                        getattr(self, "Whh" + name).mul_(self.recurrent_scale)
 
     def forward(
         self,
@@ -251,6 +267,70 @@ class RNN(nn.Module):
             raise ValueError("x is empty; evaluate needs at least one scored output")
         return loss / scored, correct / scored
 
+    def generate(
+        self,
+        ids: Tensor | ArrayLike,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        h0: Tensor | None = None,
+    ) -> Tensor:
+        """Reads ids and draws the next ones, step by step, each from what the RNN predicts after the last.
+
+        Needs as many outputs as ids, one direction, and the readout "last" or "every". Dropout is off, in
+        training mode too. A step takes as long at the end of the text as at its beginning.
+
+        Args:
+            ids: (B, T) integers, the prompt, T at least 1; one sequence, (T,), has no B.
+            steps: the number of ids to draw for each row.
+            temperature: divides the logits before the softmax; 0 takes the most probable id, the first of
+                equals, and otherwise it must be at least 1e-6.
+            top_k: draws from the ids that fewer than top_k others exceed; all if None.
+            top_p: draws from the nucleus (Holtzman et al., 2020), the ids for which those that are more
+                probable have together less than top_p, after top_k. Equally probable ids stay together.
+            generator: gives one uniform number a row and step, in that order; torch's global one if None.
+            h0: as in `forward`.
+
+        Returns:
+            (B, steps) int64; for one sequence (steps,).
+
+        Raises:
+            TypeError, ValueError: for an argument out of range, or an RNN that cannot generate.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+            raise TypeError(f"steps is {steps!r}; it must be a whole number")
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; it must be at least 0")
+        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+        ids, h0, batched = self._as_prompt(ids, h0)
+        drawn = self._generation(ids, h0, **drawing)
+        text = ids.new_empty(len(ids), steps, dtype=torch.int64)
+        for t in range(steps):
+            text[:, t] = next(drawn)
+        return text if batched else text[0]
+
+    def generate_steps(
+        self,
+        ids: Tensor | ArrayLike,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        h0: Tensor | None = None,
+    ) -> Generation:
+        """Returns an endless iterator over the ids (B,) of the steps that `generate` draws.
+
+        Each step is computed when it is asked for. The iterator's `h` (layers, B, H) are the states before
+        its latest ids are read. One sequence (T,) counts as B = 1.
+        """
+        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+        ids, h0, _ = self._as_prompt(ids, h0)
+        return self._generation(ids, h0, **drawing)
+
     def save(self, path: str | os.PathLike, **data: Any) -> None:
         """Writes weights and settings as one signed safetensors file; `data` is kept beside them as JSON.
 
@@ -362,6 +442,29 @@ class RNN(nn.Module):
         dropout = (lambda h: F.dropout(h, self.dropout)) if self.training and self.dropout else None
         settings = {"nonlinearity": self.nonlinearity, "backend": self.backend, "recompute": self.recompute}
         return layered(x, weights, h0, lengths, mask, dropout=dropout, **settings)
+
+    def _generation(self, ids: Tensor, h0: Tensor | None, **drawing: Any) -> Generation:
+        weights = [
+            Weights(*(getattr(self, kind + name) for kind in ("Wxh", "bh", "Whh"))) for (name,) in self.names
+        ]
+        settings = {"nonlinearity": self.nonlinearity, "backend": self.backend}
+        return Generation(ids, weights, self.Why, self.by, h0, **settings, **drawing)
+
+    def _as_prompt(self, ids: Tensor | ArrayLike, h0: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+        """Returns ids (B, T), h0 (layers, B, H), and whether ids had a B, or raises."""
+        if self.bidirectional:
+            raise ValueError("bidirectional is True; only one direction can write text from left to right")
+        if self.readout not in ("last", "every"):
+            raise ValueError(f"readout is {self.readout!r}; to generate, it must be 'last' or 'every'")
+        if self.output_size != self.input_size:
+            raise ValueError(
+                f"output_size is {self.output_size}; to generate, it must be input_size, {self.input_size}"
+            )
+        ids = self._as_tensor(ids)
+        if ids.is_floating_point() or ids.dim() not in (1, 2):
+            raise ValueError(f"ids is {ids.dtype} of shape {tuple(ids.shape)}; it must be (B, T) integers")
+        ids, _, h0, _, batched = self._as_batch(ids, None, h0, None)
+        return ids, h0[None] if h0 is not None and self._recurrences == 1 else h0, batched
 
     @property
     def _recurrences(self) -> int:

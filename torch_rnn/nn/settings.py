@@ -1,5 +1,6 @@
 """The settings of an RNN that its weights file repeats, and what each may be."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch_rnn.ops.nonlinearities import NONLINEARITIES
 INITS = ("orthogonal", "seed")
 SETTINGS = (
     "input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "nonlinearity", "bias",
-    "dropout", "recurrent_dropout", "readout", "init",
+    "dropout", "recurrent_dropout", "readout", "init", "input_scale", "recurrent_scale",
 )  # fmt: skip
 
 
@@ -33,6 +34,11 @@ def check_settings(settings: Mapping[str, Any], dtype: torch.dtype) -> None:
             raise TypeError(f"{name} is {settings[name]!r}; it must be a number")
         if not 0 <= settings[name] < 1:
             raise ValueError(f"{name} is {settings[name]}; it must be at least 0 and below 1")
+    for name in ("input_scale", "recurrent_scale"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
+            raise TypeError(f"{name} is {settings[name]!r}; it must be a number")
+        if not 0 < settings[name] < math.inf:
+            raise ValueError(f"{name} is {settings[name]}; it must be above 0 and finite")
     if settings["dropout"] and settings["num_layers"] == 1:
         raise ValueError(
             f"dropout is {settings['dropout']}; it acts between layers, so with one layer it must be 0"

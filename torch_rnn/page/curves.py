@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from torch_rnn.page.finished import FinishedRun
-from torch_rnn.training.classifier import cosine
+from torch_rnn.training.trained_rnn import cosine
 
 MAX_POINTS = 2000
 """Limit on the points of a curve; more are thinned out evenly."""

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.errors import RunError
 from torch_rnn.nn.module import RNN
+from torch_rnn.training.cli import one_sentence
 from torch_rnn.training.report import METRICS
 from torch_rnn.training.resume import CONFIG, RESULTS
 
@@ -82,4 +83,5 @@ def data_of(settings: dict[str, Any], folder: Path) -> SequenceData:
     except RunError:
         raise
     except (KeyError, TypeError, ValueError, ArgumentError) as error:
-        raise RunError(f"{folder / CONFIG} describes no data that can be made ({error})") from error
+        why = one_sentence(str(error))
+        raise RunError(f"{folder / CONFIG} describes no sequences with labels ({why})") from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_rnn.data.batches import lengths_of
+from torch_rnn.errors import RunError
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
 from torch_rnn.nn.readout import read
@@ -16,6 +17,7 @@ from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.predictions import Predictions, batches
 from torch_rnn.page.slow_points import eigenvalues
+from torch_rnn.training.start import start_from
 
 SEQUENCES = 240
 """Test sequences whose gradients are averaged."""
@@ -32,7 +34,7 @@ MAX_WIDTH = 512
 def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     """Returns the gradient norms and the eigenvalues, before and after training."""
     before = initial(run)
-    models = {"before": before, "after": run.rnn}
+    models = {"after": run.rnn} if before is None else {"before": before, "after": run.rnn}
     rows = gradient_rows(run, found)
     spectra = []
     for names in run.rnn.names if run.rnn.hidden_size <= MAX_WIDTH else ():
@@ -44,12 +46,22 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     return {"gradients": gradients, "sequences": len(rows), "spectra": spectra}
 
 
-def initial(run: FinishedRun) -> RNN:
-    """Draws the initial weights of the run again, which are a function of its seed."""
+def initial(run: FinishedRun) -> RNN | None:
+    """Draws the initial weights of the run again, which are a function of its seed.
+
+    Where it has started from another run, that one's weights are taken over; None if they are gone.
+    """
     dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.results["seed"])
-        return RNN(**run.rnn.settings, backend="eager", dtype=dtype).eval()
+        rnn = RNN(**run.rnn.settings, backend="eager", dtype=dtype).eval()
+    start = run.settings["model"].get("start_from")
+    try:
+        if start is not None:
+            start_from(start, rnn, run.data)
+    except RunError:
+        return None
+    return rnn
 
 
 def gradient_rows(run: FinishedRun, found: Predictions) -> np.ndarray:

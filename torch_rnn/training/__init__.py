@@ -10,9 +10,11 @@ from torch_rnn import lazy
 _MODULES = {
     "main": "entry",
     "Classifier": "classifier",
+    "LanguageModel": "language_model",
     "Checkpoints": "checkpoint",
     "Metrics": "metrics",
     "TextClassifier": "text_classifier",
+    "TextGenerator": "text_generator",
 }
 __all__ = list(_MODULES)
 __getattr__ = lazy.loader(__name__, _MODULES)

@@ -1,18 +1,19 @@
-"""The command line: a Classifier, a SequenceData and a Trainer, as a YAML file and arguments describe them.
+"""The command line: a model, its data and a Trainer, as a YAML file and arguments describe them.
 
 Configuration enters here; below are plain keyword arguments.
 """
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import (
@@ -23,16 +24,38 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.data.textstream import TextStream
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
 from torch_rnn.ops import which
 from torch_rnn.training.checkpoint import Checkpoints
 from torch_rnn.training.checkpoint_file import SignedIO
 from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.language_model import LanguageModel
 from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
+from torch_rnn.training.start import start_from
+from torch_rnn.training.trained_rnn import TrainedRNN
 from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
+
+log = logging.getLogger(__name__)
+
+
+class Task(NamedTuple):
+    """What a command line trains."""
+
+    model: type[TrainedRNN]
+    data: type[LightningDataModule]
+    """The base class of the data modules."""
+    links: tuple[str, ...]
+    """The attributes of the data that are arguments of the model."""
+
+
+TASKS = {
+    "classification": Task(Classifier, SequenceData, ("input_size", "n_classes")),
+    "language": Task(LanguageModel, TextStream, ("input_size", "tokens")),
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -58,11 +81,12 @@ class CLI(LightningCLI):
     Raises RunError for settings that are refused, SystemExit for those that cannot be parsed.
     """
 
-    def __init__(self, arguments: Sequence[str]):
+    def __init__(self, arguments: Sequence[str], task: Task = TASKS["classification"]):
+        self.task = task
         try:
             super().__init__(
-                Classifier,
-                SequenceData,
+                task.model,
+                task.data,
                 subclass_mode_data=True,
                 run=False,
                 auto_configure_optimizers=False,
@@ -83,6 +107,9 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor
             raise RunError(one_sentence(str(error))) from error
         self.datamodule.check_compatible(self.model.rnn)
+        if self.model.start_from is not None:
+            self.model.started = start_from(self.model.start_from, self.model.rnn, self.datamodule)
+            log.info("%s", self.model.started)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -98,9 +125,14 @@ class CLI(LightningCLI):
             "--check", action="store_true", help="check the settings and end; only the token cache is written"
         )
         parser.add_argument("--page", type=bool, default=True, help="leave report.html in the run's folder")
-        parser.set_defaults({"trainer.use_distributed_sampler": False})
-        parser.link_arguments("data.input_size", "model.input_size", apply_on="instantiate")
-        parser.link_arguments("data.n_classes", "model.n_classes", apply_on="instantiate")
+        parser.set_defaults(
+            {
+                "trainer.use_distributed_sampler": False,
+                "checkpoint.monitor": f"validation/{self.task.model.scores[0]}",
+            }
+        )
+        for name in self.task.links:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -113,7 +145,11 @@ class CLI(LightningCLI):
             )
         trainer = self.config.trainer
         trainer.callbacks = _listed(trainer.callbacks, Namespace)
-        check_trainer(trainer)
+        scores = self.task.model.scores
+        check_trainer(trainer, scores)
+        allowed = [f"validation/{score}" for score in scores]
+        if (monitor := self.config.checkpoint.monitor) not in allowed:
+            raise RunError(f"checkpoint.monitor is {monitor}; it must be {' or '.join(allowed)}")
         if trainer.enable_progress_bar is False:
             trainer.callbacks = [bar for bar in trainer.callbacks if "ProgressBar" not in bar.class_path]
         if trainer.default_root_dir is None:

@@ -12,13 +12,17 @@ from torch_rnn.training.signals import Stop, Stopped
 
 
 def main(
-    default_config: Path, arguments: Sequence[str] | None = None, page: Callable[..., Path] | None = None
+    default_config: Path,
+    arguments: Sequence[str] | None = None,
+    task: str = "classification",
+    page: Callable[..., Path] | None = None,
 ) -> int:
     """Trains, lets validation choose the weights, tests them once and reports.
 
     Args:
         default_config: the configuration where the arguments have no --config.
         arguments: those of the command line if None.
+        task: "classification" or "language".
         page: called with the folder and the data of the finished run; writes a page and returns its path.
 
     Returns:
@@ -31,7 +35,8 @@ def main(
                 from torch_rnn.training.run import run  # takes seconds, in which a signal may come
             finally:
                 stop.raise_if_requested()  # an import may have turned Stopped into another error
-            run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop, page)
+            given = config_first(sys.argv[1:] if arguments is None else arguments, default_config)
+            run(given, stop, task, page)
             sys.stdout.flush()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
 from torch_rnn.data.batches import Batch
-from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
-from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.trained_rnn import TrainedRNN
 
 METRICS, CURVES = "metrics.csv", "curves.png"
+FORMATS = {
+    "accuracy": "{:.2%}",
+    "bits_per_character": "{:.4f}",
+    "perplexity": "{:.2f}",
+    "loss": "{:.4f}",
+    "n": "{:,}",
+}
+"""The figures of a split in the order of the table."""
 PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
 
 
@@ -85,8 +92,8 @@ class Clock(Callback):
 
 def results(
     trainer: Trainer,
-    model: Classifier,
-    data: SequenceData,
+    model: TrainedRNN,
+    data: LightningDataModule,
     clock: Clock,
     scores: Mapping[str, Mapping[str, float]],
     best_epoch: int,
@@ -105,6 +112,7 @@ def results(
         "epochs": trainer.current_epoch,
         "best_epoch": best_epoch,
         "seed": data.seed,
+        "started_from": None if model.started is None else model.started._asdict(),
         "seconds": round(clock.elapsed, 2),
         "ms_per_step": round(1000 * clock.seconds / max(clock.steps, 1), 3),
         "tokens_per_second": round(clock.tokens / clock.seconds) if clock.seconds else 0,
@@ -124,11 +132,12 @@ def write_results(path: Path, found: Mapping[str, Any]) -> None:
 def print_results(found: Mapping[str, Any], remarks: list[str], console: Console) -> None:
     """Prints the main figures as a table, and the data's own remarks."""
     table = Table(title=f"{found['dataset']}: {found['parameters']:,} parameters, {found['epochs']} epochs")
-    for column in ("split", "accuracy", "loss", "n"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    columns = [name for name in FORMATS if name in found["validation"]]
+    for column in ("split", *columns):
+        table.add_column(column.replace("_", " "), justify="left" if column == "split" else "right")
     for split in ("validation", "test"):
-        scores = found[split]
-        table.add_row(split, f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}", f"{scores['n']:,}")
+        if split in found:
+            table.add_row(split, *(FORMATS[name].format(found[split][name]) for name in columns))
     console.print(table)
     console.print(f"These are the scores of the best checkpoint, that of epoch {found['best_epoch']}.")
     console.print(
@@ -136,7 +145,7 @@ def print_results(found: Mapping[str, Any], remarks: list[str], console: Console
         f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"
     )
     for remark in remarks:
-        console.print(remark)
+        console.print(remark, markup=False, highlight=False)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -151,8 +160,15 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     panels = {
         "loss (nats)": {"train/batch_loss": "batch", "train/loss": "train", "validation/loss": "validation"},
         "accuracy": {"train/accuracy": "train", "validation/accuracy": "validation"},
+        "bits per character": {
+            "train/bits_per_character": "train",
+            "validation/bits_per_character": "validation",
+        },
+        "perplexity": {"train/perplexity": "train", "validation/perplexity": "validation"},
         "gradient norm, before clipping": {"train/gradient_norm": "batch"},
     }
+    measured = {name for row in rows for name, value in row.items() if value}
+    panels = {title: curves for title, curves in panels.items() if measured & curves.keys()}
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.91, wspace=0.22)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
@@ -163,13 +179,14 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[2].set_yscale("log")
+    axes[-1].set_yscale("log")
     write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=130))
     plt.close(figure)
 
 
-def _scores(split: str, metrics: Mapping[str, float], model: Classifier) -> dict[str, float | int]:
-    scores = {name: float(metrics[f"{split}/{name}"]) for name in ("accuracy", "loss")}
+def _scores(split: str, metrics: Mapping[str, float], model: TrainedRNN) -> dict[str, float | int]:
+    """Returns a split's metrics by the names in FORMATS."""
+    scores = {name: float(metrics[key]) for name in FORMATS if (key := f"{split}/{name}") in metrics}
     return scores | {"n": model.scored[split]}
 
 

@@ -16,12 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.errors import RunError
 from torch_rnn.files import remove_parts
 from torch_rnn.training.checkpoint_file import FOLDER, checkpoints_in, newest
-from torch_rnn.training.classifier import Classifier
-from torch_rnn.training.cli import CLI
+from torch_rnn.training.cli import CLI, TASKS
 from torch_rnn.training.loggers import rewind
 from torch_rnn.training.metrics import parse
 from torch_rnn.training.report import CURVES, METRICS, draw_curves, print_results, results, write_results
@@ -39,15 +37,17 @@ log = logging.getLogger(__name__)
 MODEL = "model.safetensors"
 
 
-def run(arguments: Sequence[str], stop: Stop, page: Callable[..., Path] | None = None) -> None:
+def run(arguments: Sequence[str], stop: Stop, task: str, page: Callable[..., Path] | None = None) -> None:
     """Does a run, continues it from where it was stopped, or prints the report of a finished one.
 
-    page is that of `entry.main`. Raises RunError for what cannot be run, Stopped for a signal.
+    The task is a key of `cli.TASKS`, and page that of `entry.main`.
+
+    Raises RunError for what cannot be run, Stopped for a signal.
     """
     configure_output()
     check_torchrun()
     torch.utils.deterministic.fill_uninitialized_memory = False  # it finds mistakes, and takes time
-    cli = CLI(arguments)
+    cli = CLI(arguments, TASKS[task])
     if cli.check:
         print(f"the settings are valid; the run would be in {cli.folder}")
         return
@@ -153,7 +153,10 @@ def checkpoint_to_resume(cli: CLI) -> dict[str, Any] | None:
 
 
 def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str, float]]:
-    """Trains, from a checkpoint or from the start, and tests; returns the scores of validation and test."""
+    """Trains, from a checkpoint or from the start, and tests.
+
+    Returns the scores of validation and, where the data have one, of the test.
+    """
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if checkpoint is not None:
         rows = parse(checkpoint["metrics"])[1]
@@ -182,8 +185,10 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
     loggers, trainer.loggers = trainer.loggers, []  # the validation that chose the weights is logged already
     (validation,) = trainer.validate(model, datamodule=data, verbose=False)
     trainer.loggers = [logger for logger in loggers if logger is not cli.checkpoints.metrics]
-    (test,) = trainer.test(model, datamodule=data, verbose=False)
-    return {"test": test, "validation": validation}
+    scores = {"validation": validation}
+    if "test" in data.splits:
+        (scores["test"],) = trainer.test(model, datamodule=data, verbose=False)
+    return scores
 
 
 def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
@@ -192,9 +197,10 @@ def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
     found = results(cli.trainer, model, data, cli.clock, scores, cli.checkpoints.best_epoch)
     found["command"] = shlex.join(["python", *sys.argv])
     draw_curves(folder / METRICS, folder / CURVES)
-    save_model(folder / MODEL, model, data)
+    started = {} if model.started is None else {"started_from": model.started._asdict()}
+    model.rnn.save(folder / MODEL, **data.about(), **started)
     write_results(folder / RESULTS, found)
-    print_results(found, data.remarks(model.rnn), Console())
+    print_results(found, model.remarks(data), Console())
     print(folder / RESULTS)
 
 
@@ -226,14 +232,6 @@ def report_again(cli: CLI) -> None:
         raise damaged(folder, RESULTS) from error
     print(printed.get(), end="")
     print(folder / RESULTS)
-
-
-def save_model(path: Path, model: Classifier, data: SequenceData) -> None:
-    """Saves weights and settings, and for texts all that `TextClassifier` needs to read another text."""
-    about = {"dataset": data.name, "classes": data.classes}
-    if data.vocabulary is not None:
-        about["text"] = {"maxlen": data.maxlen, "vocabulary": data.vocabulary.words}
-    model.rnn.save(path, **about)
 
 
 def configure_output() -> None:

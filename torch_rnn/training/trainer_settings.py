@@ -1,6 +1,7 @@
 """Settings of Lightning's Trainer that a run refuses, since they would be ignored or fail later."""
 
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,8 +11,6 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor
 
 from torch_rnn.errors import RunError
 
-LOGGED = tuple(f"{split}/{score}" for split in ("validation", "train") for score in ("accuracy", "loss"))
-"""The scores that callbacks may monitor."""
 REFUSED = {
     "enable_checkpointing": (False, "the run always saves itself; see checkpoint.seconds"),
     "limit_predict_batches": ("any", "a run does not predict"),
@@ -39,8 +38,12 @@ REFUSED_CALLBACKS = {
 AT_LEAST_1 = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch")
 
 
-def check_trainer(settings: Namespace) -> None:
-    """Raises RunError for the first setting that a run cannot obey."""
+def check_trainer(settings: Namespace, scores: Sequence[str]) -> None:
+    """Raises RunError for the first setting that a run cannot obey.
+
+    Args:
+        scores: The metrics that callbacks may monitor, of validation and training.
+    """
     for name, (value, reason) in REFUSED.items():
         if settings[name] == value or (value == "any" and settings[name]):
             raise RunError(f"trainer.{name} is {str(settings[name]).lower()}; {reason}")
@@ -66,7 +69,9 @@ def check_trainer(settings: Namespace) -> None:
             f"beside it is named by its class, such as TensorBoardLogger"
         )
     for callback in settings.callbacks:
-        _check_callback(callback)
+        _check_callback(
+            callback, [f"{split}/{score}" for split in ("validation", "train") for score in scores]
+        )
     for plugin in _listed(settings.plugins):
         if "CheckpointIO" in plugin.get("class_path", "") or "Async" in plugin.get("class_path", ""):
             raise RunError(
@@ -106,14 +111,14 @@ def _check_numbers(settings: Namespace) -> None:
             )
 
 
-def _check_callback(callback: Any) -> None:
+def _check_callback(callback: Any, logged: Sequence[str]) -> None:
     path = callback.get("class_path", "")
     module, _, name = path.rpartition(".")
     if module.startswith("lightning") and name in REFUSED_CALLBACKS:
         raise RunError(f"trainer.callbacks has {name}; {REFUSED_CALLBACKS[name]}")
     monitor = callback.get("init_args", {}).get("monitor")
-    if monitor is not None and monitor not in LOGGED:
-        raise RunError(f"{path}: monitor is {monitor}; it must be one of {', '.join(LOGGED)}")
+    if monitor is not None and monitor not in logged:
+        raise RunError(f"{path}: monitor is {monitor}; it must be one of {', '.join(logged)}")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,0 +1,181 @@
+"""TrainedRNN: the base of the LightningModules. It has the optimiser, the metrics and the logs."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from torch_rnn.errors import RunError, diverged
+from torch_rnn.nn.module import RNN
+from torch_rnn.training.start import Started
+
+WARMUP = 0.05
+"""The fraction of the steps in which the learning rate of the cosine schedule grows from zero."""
+
+
+class TrainedRNN(LightningModule):
+    """Optimises an RNN by the mean loss of its outputs; gradients are clipped by the Trainer.
+
+    A subclass sets `rnn` and `n_sums`, adds the sums of each batch with `_add`, and turns the sums of a split
+    into metrics in `_means`. The settings are described in `Classifier`.
+    """
+
+    rnn: RNN
+    n_sums: int
+    """The number of sums of a split; the last one counts the scored outputs."""
+    scores: tuple[str, ...]
+    """The metrics that may be monitored."""
+
+    def __init__(
+        self,
+        optimizer: str,
+        learning_rate: float,
+        schedule: str,
+        weight_decay: float,
+        start_from: str | None = None,
+        start_learning_rate: float | None = None,
+    ):
+        super().__init__()
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"optimizer is {optimizer!r}; it must be adam, adamw or sgd")
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule is {schedule!r}; it must be constant or cosine")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+        if weight_decay and optimizer != "adamw":
+            raise ValueError(
+                f"weight_decay is {weight_decay}; {optimizer} has none, it must be 0 or with adamw"
+            )
+        if start_learning_rate is not None and start_from is None:
+            raise ValueError(
+                f"start_learning_rate is {start_learning_rate}, and start_from is null; set both"
+            )
+        if start_learning_rate is not None and not 0 <= start_learning_rate < math.inf:
+            raise ValueError(f"start_learning_rate is {start_learning_rate}; it must be at least 0")
+        self.optimizer, self.weight_decay = optimizer, weight_decay
+        self.start_from, self.start_learning_rate = start_from, start_learning_rate
+        self.started: Started | None = None
+        self.learning_rate, self.schedule = learning_rate, schedule
+        self._sums: dict[str, list[Tensor | int]] = {}
+        self.scored: dict[str, int] = {}  # the number of outputs behind the last metrics of each split
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        n = self.n_sums
+        sums = self._stacked("train") if "train" in self._sums else torch.zeros(n, dtype=torch.double)
+        checkpoint["sums"] = self.all_gather(sums).reshape(-1, n)  # one row for each process
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint["sums"].to(self.device)
+        if len(sums) != self.trainer.world_size:  # the first process takes over all of them
+            sums = torch.stack([sums.sum(dim=0), *[sums[0] * 0] * (self.trainer.world_size - 1)])
+        self._sums = {"train": list(sums[self.trainer.global_rank])}
+        # Lightning makes a model float64 only after it has read the weights, and would round them.
+        self.rnn.to(checkpoint["state_dict"]["rnn.Why"].dtype)
+
+    def remarks(self, data: LightningDataModule) -> list[str]:
+        """Returns sentences for the report, beside the metrics."""
+        return data.remarks(self.rnn)
+
+    def on_train_epoch_end(self) -> None:
+        self._log_means("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("validation", prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._logs_this_step():
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def configure_optimizers(self):
+        fused = (
+            "mixed" not in self.trainer.precision
+        )  # Lightning cannot clip the scaled gradients of a fused one
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self._groups(), lr=self.learning_rate)
+        elif self.optimizer == "adam":
+            optimizer = torch.optim.Adam(self._groups(), lr=self.learning_rate, fused=fused)
+        else:
+            optimizer = torch.optim.AdamW(self._groups(), lr=self.learning_rate, fused=fused)
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise RunError(
+                "schedule is cosine; it needs a length: set trainer.max_epochs or trainer.max_steps"
+            )
+        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Returns the parameters in groups of one learning rate and one weight decay each."""
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        taken = self.started.taken if self.started and self.start_learning_rate is not None else ()
+        for name, parameter in self.rnn.named_parameters():
+            rate = self.start_learning_rate if name in taken else self.learning_rate
+            decay = self.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ]
+
+    def _mean_loss(self, total: Tensor, scored: int | Tensor) -> Tensor:
+        """Returns the loss of a training step from the summed loss of this process and the outputs of all.
+
+        It logs the batch's loss. Raises RunError where it is not finite.
+        """
+        world = self.trainer.world_size
+        # DDP takes the mean over the processes; this makes it the mean over the outputs of the whole batch.
+        loss = total * world / (max(scored, 1) if isinstance(scored, int) else scored.clamp(min=1))
+        logs = self._logs_this_step()
+        if logs or (world == 1 and loss.device.type == "cpu"):  # reading it makes the host wait elsewhere
+            mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
+            if not math.isfinite(mean.item()):
+                raise diverged("the loss", self.trainer.global_step + 1)
+            if logs:
+                self.log("train/batch_loss", mean, prog_bar=True)
+        return loss
+
+    def _add(self, split: str, *values: Tensor | int) -> None:
+        """Adds a batch's values to the sums of the split."""
+        sums = self._sums.setdefault(split, [0] * self.n_sums)
+        for i, value in enumerate(values):
+            sums[i] = sums[i] + value
+
+    def _means(self, *sums: Tensor) -> dict[str, Tensor]:
+        """Returns the metrics of a split from its sums over all processes."""
+        raise NotImplementedError
+
+    def _log_means(self, split: str, prog_bar: bool = False) -> None:
+        if split not in self._sums:  # no batch
+            return
+        sums = self._stacked(split)
+        del self._sums[split]
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.scored[split] = int(sums[-1])
+        for name, mean in self._means(*sums).items():
+            self.log(f"{split}/{name}", mean.float(), prog_bar=prog_bar)
+
+    def _stacked(self, split: str) -> Tensor:
+        """Returns the split's sums (n_sums,) in float64."""
+        return torch.stack([torch.as_tensor(sum, device=self.device).double() for sum in self._sums[split]])
+
+    def _logs_this_step(self) -> bool:
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+
+def cosine(step: int, steps: int) -> float:
+    """Returns the learning rate's factor at a step: linear from 0 to 1, then half a cosine from 1 to 0."""
+    warmup = WARMUP * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))

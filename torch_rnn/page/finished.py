@@ -79,7 +79,10 @@ def data_of(settings: dict[str, Any], folder: Path) -> SequenceData:
         data = settings["data"]
         arguments = {"seed": settings["seed_everything"], **data["init_args"]}
         config = parser.parse_object({"data": {"class_path": data["class_path"], "init_args": arguments}})
-        return parser.instantiate_classes(config).data
+        make = (
+            getattr(parser, "instantiate", None) or parser.instantiate_classes
+        )  # its name in older releases
+        return make(config).data
     except RunError:
         raise
     except (KeyError, TypeError, ValueError, ArgumentError) as error:

@@ -18,7 +18,12 @@ BATCH = 64
 
 
 def predictions(model: "torch_rnn.TextClassifier", texts: Iterable[str]) -> Iterator[tuple[str, float, str]]:
-    """Yields for each text the most probable class, its probability, and the text."""
+    """Yields for each text the most probable class, its probability, and the text.
+
+    The RNN is made float64: over 500 words an RNN may amplify float32's rounding to 1e-5 of a probability. So
+    this script and report.html, which computes in float64, say the same of a text.
+    """
+    model.rnn.double()
     texts, size = iter(texts), 1 if sys.stdin.isatty() else BATCH
     while batch := list(islice(texts, size)):
         for text, row in zip(batch, model.probabilities(batch), strict=True):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from torch_rnn import NumpyRNN
+from torch_rnn.page import write_page
 from torch_rnn.training import main
 
 X_TRAIN, Y_TRAIN = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
@@ -21,4 +22,4 @@ def xor() -> None:
 if __name__ == "__main__":
     if not {"-h", "--help"} & set(sys.argv):
         xor()
-    sys.exit(main(Path(__file__).parents[1] / "configs" / "addition.yaml"))
+    sys.exit(main(Path(__file__).parents[1] / "configs" / "addition.yaml", page=write_page))

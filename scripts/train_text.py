@@ -7,7 +7,8 @@ with one folder of .txt files for each class.
 import sys
 from pathlib import Path
 
+from torch_rnn.page import write_page
 from torch_rnn.training import main
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).parents[1] / "configs" / "text.yaml"))
+    sys.exit(main(Path(__file__).parents[1] / "configs" / "text.yaml", page=write_page))

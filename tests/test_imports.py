@@ -14,6 +14,7 @@ LEVELS = (  # a package imports from itself and from the levels above its own li
     {"nn"},
     {"data"},
     {"training", "benchmarks"},
+    {"page"},
 )
 
 

@@ -126,6 +126,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--check", action="store_true", help="check the settings and end; only the token cache is written"
         )
+        parser.add_argument("--page", type=bool, default=True, help="leave report.html in the run's folder")
         parser.set_defaults(
             {
                 "trainer.use_distributed_sampler": False,
@@ -137,7 +138,8 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
-        self.resume, self.check = self.config.pop("resume"), self.config.pop("check")  # no settings of a run
+        # no settings of a run
+        self.resume, self.check, self.page = (self.config.pop(name) for name in ("resume", "check", "page"))
         if self.resume not in (None, "auto") and not Path(self.resume).exists():
             raise RunError(
                 f"{self.resume} cannot be read (No such file or directory); --resume takes auto or a "

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +11,19 @@ from torch_rnn.errors import RunError
 from torch_rnn.training.signals import Stop, Stopped
 
 
-def main(default_config: Path, arguments: Sequence[str] | None = None, task: str = "classification") -> int:
+def main(
+    default_config: Path,
+    arguments: Sequence[str] | None = None,
+    task: str = "classification",
+    page: Callable[..., Path] | None = None,
+) -> int:
     """Trains, lets validation choose the weights, tests them once and reports.
 
     Args:
         default_config: the configuration where the arguments have no --config.
         arguments: those of the command line if None.
         task: "classification" or "language".
+        page: called with the folder and the data of the finished run; writes a page and returns its path.
 
     Returns:
         The exit status: 0, or 2 after one sentence for a run that cannot be done, or 128 + the number of the
@@ -29,7 +35,8 @@ def main(default_config: Path, arguments: Sequence[str] | None = None, task: str
                 from torch_rnn.training.run import run  # takes seconds, in which a signal may come
             finally:
                 stop.raise_if_requested()  # an import may have turned Stopped into another error
-            run(config_first(sys.argv[1:] if arguments is None else arguments, default_config), stop, task)
+            given = config_first(sys.argv[1:] if arguments is None else arguments, default_config)
+            run(given, stop, task, page)
             sys.stdout.flush()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

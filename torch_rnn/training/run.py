@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shlex
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,14 @@ from torch_rnn.training.resume import (
 )
 from torch_rnn.training.signals import Stop
 
+log = logging.getLogger(__name__)
 MODEL = "model.safetensors"
 
 
-def run(arguments: Sequence[str], stop: Stop, task: str) -> None:
+def run(arguments: Sequence[str], stop: Stop, task: str, page: Callable[..., Path] | None = None) -> None:
     """Does a run, continues it from where it was stopped, or prints the report of a finished one.
 
-    The task is a key of `cli.TASKS`.
+    The task is a key of `cli.TASKS`, and page that of `entry.main`.
 
     Raises RunError for what cannot be run, Stopped for a signal.
     """
@@ -63,6 +66,8 @@ def run(arguments: Sequence[str], stop: Stop, task: str) -> None:
         scores = train(cli, checkpoint)
         if cli.trainer.is_global_zero:
             report(cli, scores)
+            if page is not None and cli.page:
+                add_page(cli, page)
 
 
 @contextmanager
@@ -190,12 +195,24 @@ def report(cli: CLI, scores: dict[str, Mapping[str, float]]) -> None:
     """Writes the picture, the model and, last, the results into the run's folder, and prints them."""
     model, data, folder = cli.model, cli.datamodule, cli.folder
     found = results(cli.trainer, model, data, cli.clock, scores, cli.checkpoints.best_epoch)
+    found["command"] = shlex.join(["python", *sys.argv])
     draw_curves(folder / METRICS, folder / CURVES)
     started = {} if model.started is None else {"started_from": model.started._asdict()}
     model.rnn.save(folder / MODEL, **data.about(), **started)
     write_results(folder / RESULTS, found)
     print_results(found, model.remarks(data), Console())
     print(folder / RESULTS)
+
+
+def add_page(cli: CLI, page: Callable[..., Path]) -> None:
+    """Adds the page to a finished run. A failure is one warning: the run has all its results."""
+    try:
+        print(page(cli.folder, cli.datamodule))
+    except Exception as error:
+        log.warning(
+            "the page of %s could not be made (%s: %s); the run is complete; scripts/page.py makes it again",
+            cli.folder, type(error).__name__, error,
+        )  # fmt: skip
 
 
 def report_again(cli: CLI) -> None:

@@ -1,0 +1,161 @@
+"""States, slow points, gradients by distance and eigenvalues: against autograd and what is known exactly."""
+
+import numpy as np
+import pytest
+import torch
+from made_runs import make_run
+
+from torch_rnn.losses import cross_entropy
+from torch_rnn.nn.module import RNN
+from torch_rnn.page.finished import read_run
+from torch_rnn.page.memory import gradient_norms, initial, memory, state_gradients
+from torch_rnn.page.predictions import predict_test
+from torch_rnn.page.slow_points import Dynamics, dynamics, minimise, slow_points
+from torch_rnn.page.states import joint_states, plane, sample
+from torch_rnn.training.cli import CLI
+
+
+def random_rnn(**settings):
+    torch.manual_seed(5)
+    rnn = RNN(20, 6, 1, dtype=torch.float64, **settings).eval()
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, dtype=torch.float64)
+    return rnn
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "linear"])
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_the_dynamics_are_a_step_of_the_rnn_without_input(layers, nonlinearity):
+    rnn = random_rnn(num_layers=layers, nonlinearity=nonlinearity)
+    system, s = dynamics(rnn), np.random.default_rng(0).normal(size=(4, layers * 6))
+    after, jacobian = system.step(s)
+    rnn.Wxh[:, 0] = 0  # the id 0 is no input
+    h0 = torch.from_numpy(s).reshape(4, layers, 6).transpose(0, 1)
+    _, last = rnn.states(torch.zeros(4, 1, dtype=torch.long), h0=h0 if layers > 1 else h0[0], final=True)
+    last = last.reshape(layers, 4, 6).transpose(0, 1).reshape(4, -1).numpy()
+    assert np.abs(after - last).max() < 1e-12
+    for j in range(s.shape[1]):
+        step = 1e-6 * np.eye(s.shape[1])[j]
+        difference = (system.step(s + step)[0] - system.step(s - step)[0]) / 2e-6
+        assert np.abs(jacobian[:, :, j] - difference).max() < 1e-6
+
+
+def test_slow_points_lie_along_a_line_attractor():
+    # Whh keeps the first unit and lets the second one fade: every state (a, 0) is a fixed point.
+    system = Dynamics([(None, np.diag([1.0, 0.3]), np.zeros(2))], "linear")
+    starts = np.random.default_rng(1).uniform(-1, 1, size=(20, 2))
+    found = slow_points(system, starts)
+    assert len(found["s"]) == 20
+    assert np.abs(found["s"][:, 1]).max() < 1e-2
+    spread = np.ptp(found["s"][:, 0])
+    assert spread > 0.8 * np.ptp(starts[:, 0])  # each stays near its start
+    assert found["eigenvalues"][0] == [[1, 0], [pytest.approx(0.3), 0]]
+
+
+def test_slow_points_of_two_attractors_are_found_and_those_that_coincide_are_one():
+    system = Dynamics([(None, np.array([[2.0]]), np.zeros(1))], "tanh")
+    s, q = minimise(system, np.array([[0.8], [-0.7], [0.9], [0.01]]))
+    assert q.max() < 1e-6
+    fixed = 0.9575040  # tanh(2 h) = h
+    assert np.abs(np.abs(s[:3, 0]) - fixed).max() < 1e-3
+    assert len(slow_points(system, np.array([[0.8], [-0.7], [0.9], [0.85]]))["s"]) <= 3
+
+
+def test_where_a_direction_depends_on_another_there_are_no_slow_points():
+    assert dynamics(random_rnn(num_layers=2, bidirectional=True)) is None
+    assert dynamics(random_rnn(bidirectional=True)).width == 6
+    assert dynamics(RNN(2, 600, 1)) is None
+
+
+def test_principal_components_are_those_of_the_covariance():
+    h = np.random.default_rng(2).normal(size=(200, 5)) * [3, 2, 1, 0.5, 0.1]
+    flat = plane(h)
+    values = np.linalg.eigvalsh(np.cov(h.T))[::-1]
+    assert flat.explained == pytest.approx((values / values.sum())[:2])
+    assert flat.project(h).var(axis=0, ddof=1) == pytest.approx(values[:2])
+    assert plane(np.ones((3, 1))).project(np.ones((2, 1))).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_the_sampled_states_are_those_of_the_rnn(tmp_path, settings):
+    run = read_run(tmp_path, make_run(tmp_path, **settings).data)
+    drawn = sample(run, predict_test(run))
+    assert len(drawn.h) == len(drawn.places)
+    for k in (0, len(drawn.h) // 2, len(drawn.h) - 1):
+        number, t = drawn.places[k]
+        x = torch.from_numpy(run.data.splits["test"][0][number]).long()
+        assert np.abs(drawn.h[k] - run.rnn.states(x)[t, :12].detach().numpy()).max() < 1e-5
+        p = torch.sigmoid(run.rnn(x)).item()
+        assert drawn.said[k] == pytest.approx([1 - p, p], abs=1e-5)
+        assert drawn.last[k] == (t == len(x) - 1)
+    joint = joint_states(run, drawn.places)
+    assert joint.shape[1] == 12 * run.rnn.num_layers
+    if not run.rnn.bidirectional or run.rnn.num_layers == 1:
+        assert np.abs(joint[:, -12:] - drawn.h).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_layers": 2}, {"readout": "mean"}, {"readout": "max"}], ids=str
+)
+def test_state_gradients_agree_with_differences(settings):
+    rnn = random_rnn(**settings)
+    x, lengths = torch.randint(20, (2, 7)), torch.tensor([7, 4])
+    labels = torch.tensor([1, 0])
+    (gradient,) = state_gradients(rnn, x, lengths, labels)
+    assert gradient.shape == (2, 7, 6)
+    assert gradient[1, 4:].abs().max() == 0 or rnn.readout == "last"
+    if rnn.num_layers > 1 or rnn.readout != "last":
+        return
+    with torch.no_grad():  # continue from a changed state
+        for t, unit in ((0, 0), (3, 2), (6, 5)):
+            h, losses = rnn.states(x[0])[t], []
+            for step in (1e-6, -1e-6):
+                h0 = h.clone()
+                h0[unit] += step
+                rest = x[:1, t + 1 :]
+                logits = rnn(rest, h0=h0[None]) if rest.shape[1] else h0[None] @ rnn.Why.t() + rnn.by
+                losses.append(cross_entropy(logits, labels[:1]).item())
+            assert gradient[0, t, unit].item() == pytest.approx((losses[0] - losses[1]) / 2e-6, abs=1e-8)
+
+
+def test_the_gradient_of_a_rotation_does_not_vanish_and_that_of_a_contraction_halves(tmp_path):
+    run = read_run(tmp_path, make_run(tmp_path, nonlinearity="linear").data)
+    rows = np.arange(30)
+    for factor in (1.0, 0.5):
+        with torch.no_grad():
+            run.rnn.Whh.copy_(factor * torch.linalg.qr(torch.randn(12, 12))[0])
+        (curve,) = gradient_norms(run.rnn, run, rows)
+        norms = np.array(curve["norms"][:6])
+        assert curve["distances"][0] == 0
+        assert norms[1:] / norms[:-1] == pytest.approx(np.full(5, factor), rel=1e-4)
+
+
+def test_the_initial_weights_of_a_run_that_started_from_another_are_its(tmp_path):
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", readout="mean")
+    run = read_run(second.folder, second.data)
+    run.settings["model"]["start_from"] = str(first.folder)
+    assert torch.equal(initial(run).Whh, first.rnn.Whh)
+    run.settings["model"]["start_from"] = str(tmp_path / "gone")
+    assert initial(run) is None
+    assert memory(run, predict_test(run))["gradients"].keys() == {"after"}
+
+
+def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):
+    made = make_run(tmp_path, num_layers=2)
+    arguments = [
+        "--config",
+        "configs/quickstart.yaml",
+        "--trainer.accelerator",
+        "cpu",
+        "--model.num_layers",
+        "2",
+    ]
+    sizes = [f"--data.{split}={n}" for split, n in (("train", 48), ("validation", 10), ("test", 40))]
+    cli = CLI([*arguments, *sizes, "--model.hidden_size", "12"])
+    drawn = initial(read_run(tmp_path, made.data))
+    state = cli.model.rnn.state_dict()
+    assert state.keys() == drawn.state_dict().keys()
+    for name, value in drawn.state_dict().items():
+        assert torch.equal(value, state[name]), name

@@ -186,11 +186,49 @@ def test_temperature_confidence_and_weight(files):
     assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
 
 
+def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files):
+    plain = texts(files, teacher=None)
+    data = texts(files, teacher=None, distillation=0.25, temperature=0.5)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    expected = np.empty((90, 2))
+    for part in range(5):
+        teacher = NGrams.fit(train, fitted[parts != part], len(teaching.words(data.tokens)), 2)
+        expected[parts == part] = teacher.label(train)[fitted[parts == part]]
+    sharp = expected**2 / (expected**2).sum(1, keepdims=True)
+    gold = plain.splits["train"][1]
+    labels = data.splits["train"][1]
+    np.testing.assert_allclose(labels, 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
+    accuracy = (expected.argmax(1) == gold).mean()
+    assert data.facts() == {
+        **plain.facts(), "distillation": {"name": "ngrams", "accuracy": accuracy}
+    }  # fmt: skip
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][1], plain.splits[split][1])
+
+
+def test_labelled_and_unlabelled_texts_both_get_a_teachers_labels(files):
+    labels = texts(files, distillation=0.5).splits["train"][1]
+    assert np.array_equal(labels[:90], texts(files, teacher=None, distillation=0.5).splits["train"][1])
+    assert np.array_equal(labels[90:], texts(files).splits["train"][1][90:])
+
+
+def test_parts_have_whole_groups_and_about_as_many_documents():
+    keys = np.random.default_rng(0).integers(40, size=1000).astype(np.uint64)
+    parts = tokens.parts_of_groups(keys, 5)
+    assert all(len(np.unique(parts[keys == key])) == 1 for key in np.unique(keys))
+    assert np.abs(np.bincount(parts, minlength=5) - 200).max() <= np.bincount(keys.astype(int)).max()
+    assert tokens.parts_of_groups(np.array([7, 7], np.uint64), 5).tolist() == [0, 0]
+
+
 def test_each_stage_is_made_once(files, monkeypatch):
-    first = texts(files)
+    first = texts(files, distillation=0.5)
     for name in ("write_unlabelled", "NGrams"):
         monkeypatch.setattr(teaching, name, None)
-    again = texts(files, temperature=0.5, confidence=0.6)  # settings that need no new labels
+    again = texts(
+        files, temperature=0.5, confidence=0.6, distillation=0.3
+    )  # settings that need no new labels
     assert again.labels == first.labels
 
 
@@ -300,6 +338,10 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
         ({"temperature": 0.5}, "temperature is 0.5, and there is no teacher"),
         ({"confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
         ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"distillation": -0.1}, r"distillation is -0.1; it must be in 0\.\.1"),
+        ({"distillation": 1.1}, r"distillation is 1.1; it must be in 0\.\.1"),
         ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),
         ({"teacher": "ngrams", "temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
         ({"teacher": "ngrams", "confidence": 1.0}, "confidence is 1.0; it must be at least 0 and below 1"),

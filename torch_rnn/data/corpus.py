@@ -49,6 +49,9 @@ class Corpus(SequenceData):
             are less certain above 1; 0 leaves the most probable class alone.
         confidence: Texts whose most probable class has a lower probability than this are not trained on.
         teacher_weight: The weight in the loss of a text with the teacher's label; a labelled text has 1.
+        distillation: The weight, in 0..1, of a teacher's distribution in the label of a labelled training
+            text; the class of the text has the rest. The teacher is the `NGrams` that are fitted on the
+            training texts of other groups (`teaching.cross_fitted`). It needs no unlabelled texts.
     """
 
     labels: tuple[str, ...] = ()
@@ -72,9 +75,12 @@ class Corpus(SequenceData):
         temperature: float = 1.0,
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
+        distillation: float = 0.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
-        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight)
+        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation)
+        self.distillation = distillation
+        self.cross_fitted: np.ndarray | None = None
         self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
         self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
         self.ngrams: Path | None = None
@@ -106,6 +112,8 @@ class Corpus(SequenceData):
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
         self.prepare_tokens()
+        if self.distillation and self.cross_fitted is None:
+            self.cross_fitted = teaching.cross_fitted(self.cache, self.tokens, self.validation)
         if self.teacher is None or self.teachers_labels is not None:
             return
         if self.teacher == teaching.NGRAMS:
@@ -159,7 +167,8 @@ class Corpus(SequenceData):
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of texts, what was left out, and the teacher's accuracy."""
         if self.teachers_labels is None:
-            return {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+            facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+            return facts | self._distillation()
         scores = {"validation": None, "test": None}
         if self.ngrams is not None:
             scores = teaching.scores(self.ngrams, self.tokens)
@@ -169,12 +178,25 @@ class Corpus(SequenceData):
             "unlabelled": self.teachers_labels.texts,
             "left_out": self.teachers_labels.left_out,
             "teacher": {"name": self.teacher, **scores, "labels": labels},
-        }
+        } | self._distillation()
+
+    def _distillation(self) -> dict[str, Any]:
+        """Returns the accuracy of the teachers of the labelled training texts, where there are any."""
+        if self.cross_fitted is None:
+            return {}
+        return {"distillation": {"name": teaching.NGRAMS, "accuracy": self.cross_fitted_accuracy}}
 
     def _with_teacher(self, train: Tokens, fitted: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """Returns tokens, the numbers of the training texts in them, and their labels."""
-        labels = np.asarray(train.labels)[fitted]
-        found = self.teachers_labels
+        labels, found = np.asarray(train.labels)[fitted], self.teachers_labels
+        if self.cross_fitted is not None:
+            p = self.cross_fitted
+            self.cross_fitted_accuracy = float((p.argmax(axis=1) == labels).mean())
+            log.info(
+                "the teachers %s are right on %.1f %% of the labelled texts that they have not seen",
+                teaching.NGRAMS, 100 * self.cross_fitted_accuracy,
+            )  # fmt: skip
+            labels = teaching.mixed(labels, p, self.temperature, self.distillation)
         if found is None:
             return train, fitted, labels
         chosen, targets = teaching.targets(
@@ -191,12 +213,17 @@ class Corpus(SequenceData):
         )  # fmt: skip
         more = read_tokens(self.more_tokens, UNLABELLED)
         index = np.concatenate([fitted, len(train.labels) + found.index[chosen]])
-        gold = np.eye(len(self.classes), dtype=np.float32)[labels]
+        gold = np.eye(len(self.classes), dtype=np.float32)[labels] if labels.ndim == 1 else labels
         return joined(train, more), index, np.concatenate([gold, targets])
 
 
 def _check_teacher(
-    teacher: str | None, unlabelled: str | None, temperature: float, confidence: float, teacher_weight: float
+    teacher: str | None,
+    unlabelled: str | None,
+    temperature: float,
+    confidence: float,
+    teacher_weight: float,
+    distillation: float,
 ) -> None:
     """Raises ValueError for a setting that is out of range or would be ignored."""
     if not 0 <= temperature < float("inf"):
@@ -205,10 +232,12 @@ def _check_teacher(
         raise ValueError(f"confidence is {confidence}; it must be at least 0 and below 1")
     if not 0 < teacher_weight < float("inf"):
         raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
+    if not 0 <= distillation <= 1:
+        raise ValueError(f"distillation is {distillation}; it must be in 0..1")
     if teacher is None:
         for name, value, default in (
             ("unlabelled", unlabelled, None),
-            ("temperature", temperature, 1),
+            ("temperature", temperature, temperature if distillation else 1),
             ("confidence", confidence, 0),
             ("teacher_weight", teacher_weight, 1),
         ):

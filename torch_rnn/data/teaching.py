@@ -16,13 +16,22 @@ from torch_rnn.data.documents import Documents
 from torch_rnn.data.ngrams import MIN_DOCUMENTS, C, NGrams
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_unlabelled
-from torch_rnn.data.tokens import PROBABILITIES, UNLABELLED, group_key, grouped_split, read_tokens
+from torch_rnn.data.tokens import (
+    PROBABILITIES,
+    UNLABELLED,
+    group_key,
+    grouped_split,
+    parts_of_groups,
+    read_tokens,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the contents of these folders."""
 NGRAMS = "ngrams"
 """The teacher that is fitted on the training texts."""
+PARTS = 5
+"""The number of teachers that label the training texts, each the texts of another part."""
 
 
 class Source(NamedTuple):
@@ -72,6 +81,29 @@ def fitted(cache: Path, tokens: Path, validation: float) -> Path:
         (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
 
     return cached(cache, NGRAMS, recipe | {"format": FORMAT}, make)
+
+
+def cross_fitted(cache: Path, tokens: Path, validation: float) -> np.ndarray:
+    """Returns what teachers say of the training texts that are not held out, (n, C) float32.
+
+    The texts are divided into PARTS parts, group by group. A teacher that is fitted on the other parts labels
+    the texts of a part, so no teacher has seen the label, or another text of the group, that it predicts.
+    """
+    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+
+    def make(folder: Path, work: Path) -> None:
+        log.info("%s teachers %s are fitted on the training texts", PARTS, NGRAMS)
+        train = read_tokens(tokens, "train")
+        rows, _ = grouped_split(train.keys, validation)
+        parts = parts_of_groups(np.asarray(train.keys)[rows], PARTS)
+        probabilities = np.empty((len(rows), len(classes(tokens))), np.float32)
+        for part in range(PARTS):
+            teacher = NGrams.fit(train, rows[parts != part], len(words(tokens)), len(classes(tokens)))
+            probabilities[parts == part] = teacher.label(train)[rows[parts == part]]
+        np.save(folder / f"{PROBABILITIES}.npy", probabilities)
+
+    recipe |= {"parts": PARTS, "format": FORMAT}
+    return np.load(cached(cache, "cross-fitted", recipe, make) / f"{PROBABILITIES}.npy")
 
 
 def labelled(
@@ -124,13 +156,32 @@ def targets(
         weight: The sum of a label.
     """
     chosen = np.flatnonzero(probabilities.max(axis=1) >= confidence)
-    p = probabilities[chosen].astype(np.float64)
+    return chosen, (weight * softened(probabilities[chosen], temperature)).astype(np.float32)
+
+
+def mixed(labels: np.ndarray, probabilities: np.ndarray, temperature: float, weight: float) -> np.ndarray:
+    """Returns distributions (n, C) with `weight` from the teacher and the rest from the label.
+
+    This is the target of distillation (Hinton et al., 2015, section 2) with one temperature for the teacher
+    alone.
+
+    Args:
+        labels: (n,) the classes.
+        probabilities: (n, C) of the teacher.
+        temperature: As in `targets`.
+        weight: In 0..1.
+    """
+    gold = np.eye(probabilities.shape[1])[labels]
+    return ((1 - weight) * gold + weight * softened(probabilities, temperature)).astype(np.float32)
+
+
+def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns p ** (1 / temperature), divided by the sum (n, C) float64; as in `targets`."""
+    p = probabilities.astype(np.float64)
     if temperature == 0:
-        p = np.eye(p.shape[1])[p.argmax(axis=1)]
-    else:
-        p = (p / p.max(axis=1, keepdims=True)) ** (1 / temperature)
-        p /= p.sum(axis=1, keepdims=True)
-    return chosen, (weight * p).astype(np.float32)
+        return np.eye(p.shape[1])[p.argmax(axis=1)]
+    p = (p / p.max(axis=1, keepdims=True)) ** (1 / temperature)
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def words(tokens: Path) -> list[str]:

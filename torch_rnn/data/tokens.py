@@ -151,6 +151,17 @@ def grouped_split(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray
     return np.flatnonzero(keys > last), np.flatnonzero(keys <= last)
 
 
+def parts_of_groups(keys: np.ndarray, n: int) -> np.ndarray:
+    """Returns the part (N,) of each document, in 0..n-1: about as many documents each, groups undivided.
+
+    Args:
+        keys: The keys (N,) of the documents' groups.
+        n: The number of parts.
+    """
+    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    return ((np.cumsum(sizes) - sizes) * n // max(len(keys), 1))[group]
+
+
 def group_key(group: str) -> int:
     """Returns the first 64 bits of the SHA-256 of a group's name."""
     return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big")

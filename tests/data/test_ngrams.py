@@ -222,13 +222,50 @@ def test_parts_have_whole_groups_and_about_as_many_documents():
     assert tokens.parts_of_groups(np.array([7, 7], np.uint64), 5).tolist() == [0, 0]
 
 
+def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
+    data = texts(files, distillation=0.5, pieces=4, temperature=0.5, teacher_weight=0.25)
+    whole = texts(files, distillation=0.5, temperature=0.5, teacher_weight=0.25)
+    sequences, labels = data.splits["train"]
+    assert np.array_equal(labels[:120], whole.splits["train"][1])
+    assert np.array_equal(sequences.lengths[:120], whole.splits["train"][0].lengths)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    n_words, number = len(teaching.words(data.tokens)), 120
+    models = [NGrams.fit(train, fitted[parts != part], n_words, 2) for part in range(5)]
+    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
+    for i, teacher in enumerate(teachers):
+        text = whole.splits["train"][0][i]
+        n = round(len(text) / 4)
+        pieces = [sequences[j] for j in range(number, number + n)] if n > 1 else []
+        if pieces:
+            assert np.concatenate(pieces).tolist() == text.tolist()
+        for piece in pieces:
+            p = teacher.probabilities(piece, np.array([0, len(piece)]))[0] ** 2
+            np.testing.assert_allclose(labels[number], 0.25 * p / p.sum(), atol=1e-6)
+            number += 1
+    assert number == len(labels) > 120
+    assert data.facts()["teacher"] == whole.facts()["teacher"]
+    assert data.facts()["distillation"]["pieces"] == number - 120
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][0].lengths, whole.splits[split][0].lengths)
+
+
+def test_pieces_of_a_document_are_nearly_equal_in_length():
+    offsets = np.array([0, 1, 1, 10, 31])
+    documents = tokens.Tokens(np.arange(31), offsets, np.arange(4), np.arange(4).astype(np.uint64))
+    pieces, document = tokens.cut(documents, 6)
+    assert document.tolist() == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert pieces.offsets.tolist() == [0, 1, 1, 5, 10, 15, 20, 25, 31]
+    assert pieces.labels.tolist() == pieces.keys.tolist() == document.tolist()
+
+
 def test_each_stage_is_made_once(files, monkeypatch):
-    first = texts(files, distillation=0.5)
+    first = texts(files, distillation=0.5, pieces=4)
     for name in ("write_unlabelled", "NGrams"):
         monkeypatch.setattr(teaching, name, None)
-    again = texts(
-        files, temperature=0.5, confidence=0.6, distillation=0.3
-    )  # settings that need no new labels
+    changed = {"temperature": 0.5, "confidence": 0.6, "distillation": 0.3}  # they need no new labels
+    again = texts(files, pieces=4, **changed)
     assert again.labels == first.labels
 
 
@@ -340,6 +377,7 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
         ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
         ({"distillation": 0.5, "teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
         ({"distillation": 0.5, "confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"pieces": -1}, "pieces is -1; it must be at least 0"),
         ({"distillation": -0.1}, r"distillation is -0.1; it must be in 0\.\.1"),
         ({"distillation": 1.1}, r"distillation is 1.1; it must be in 0\.\.1"),
         ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),

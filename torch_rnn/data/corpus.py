@@ -47,11 +47,16 @@ class Corpus(SequenceData):
             has written, with texts and their probabilities; or None.
         temperature: The teacher's probabilities p become p ** (1 / temperature), divided by their sum. They
             are less certain above 1; 0 leaves the most probable class alone.
-        confidence: Texts whose most probable class has a lower probability than this are not trained on.
-        teacher_weight: The weight in the loss of a text with the teacher's label; a labelled text has 1.
+        confidence: Unlabelled texts, and pieces, whose most probable class has a lower probability than this
+            are not trained on.
+        teacher_weight: The weight in the loss of an unlabelled text or a piece; a labelled text has 1.
         distillation: The weight, in 0..1, of a teacher's distribution in the label of a labelled training
             text; the class of the text has the rest. The teacher is the `NGrams` that are fitted on the
             training texts of other groups (`teaching.cross_fitted`). It needs no unlabelled texts.
+        pieces: The length in tokens of the pieces that training texts are cut into; 0 for none. Pieces are
+            trained on beside the whole texts, with the label of a teacher: for a labelled text that of
+            `distillation`, for an unlabelled one the teacher "ngrams". The texts of a file of labels are not
+            cut.
     """
 
     labels: tuple[str, ...] = ()
@@ -76,11 +81,13 @@ class Corpus(SequenceData):
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
         distillation: float = 0.0,
+        pieces: int = 0,
     ):
         super().__init__(batch_size, seed, word_dropout)
-        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation)
-        self.distillation = distillation
+        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation, pieces)
+        self.distillation, self.pieces = distillation, pieces
         self.cross_fitted: np.ndarray | None = None
+        self.pieces_labels: list[teaching.Pieces] = []
         self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
         self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
         self.ngrams: Path | None = None
@@ -112,8 +119,11 @@ class Corpus(SequenceData):
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
         self.prepare_tokens()
-        if self.distillation and self.cross_fitted is None:
-            self.cross_fitted = teaching.cross_fitted(self.cache, self.tokens, self.validation)
+        if (self.distillation or self.pieces) and self.cross_fitted is None:
+            self.cross_fitted, pieces = teaching.cross_fitted(
+                self.cache, self.tokens, self.validation, self.pieces
+            )
+            self.pieces_labels = [pieces] if self.pieces else []
         if self.teacher is None or self.teachers_labels is not None:
             return
         if self.teacher == teaching.NGRAMS:
@@ -127,6 +137,12 @@ class Corpus(SequenceData):
         self.teachers_labels = teaching.labelled(
             self.cache, self.tokens, self.validation, self.more_tokens, self.ngrams, film
         )
+        if self.pieces and self.ngrams is not None:
+            self.pieces_labels.append(
+                teaching.labelled_pieces(
+                    self.cache, self.more_tokens, self.teachers_labels.index, self.ngrams, self.pieces
+                )
+            )
 
     def prepare_tokens(self) -> None:
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""
@@ -155,7 +171,7 @@ class Corpus(SequenceData):
             raise RunError(f"validation is {self.validation}; that leaves no data for training")
         self.labelled = len(fitted)
         for split, (tokens, index, labels) in {
-            "train": self._with_teacher(train, fitted),
+            "train": self._with_pieces(train.offsets[-1], *self._with_teacher(train, fitted)),
             "validation": (train, held_out, np.asarray(train.labels)[held_out]),
             "test": (test, np.arange(len(test.labels)), np.array(test.labels)),
         }.items():
@@ -172,7 +188,7 @@ class Corpus(SequenceData):
         scores = {"validation": None, "test": None}
         if self.ngrams is not None:
             scores = teaching.scores(self.ngrams, self.tokens)
-        labels = len(self.splits["train"][1]) - self.labelled
+        labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
         return {
             "labelled": self.labelled,
             "unlabelled": self.teachers_labels.texts,
@@ -184,7 +200,8 @@ class Corpus(SequenceData):
         """Returns the accuracy of the teachers of the labelled training texts, where there are any."""
         if self.cross_fitted is None:
             return {}
-        return {"distillation": {"name": teaching.NGRAMS, "accuracy": self.cross_fitted_accuracy}}
+        facts = {"name": teaching.NGRAMS, "accuracy": self.cross_fitted_accuracy}
+        return {"distillation": facts | ({"pieces": sum(self.n_pieces)} if self.pieces else {})}
 
     def _with_teacher(self, train: Tokens, fitted: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """Returns tokens, the numbers of the training texts in them, and their labels."""
@@ -216,6 +233,26 @@ class Corpus(SequenceData):
         gold = np.eye(len(self.classes), dtype=np.float32)[labels] if labels.ndim == 1 else labels
         return joined(train, more), index, np.concatenate([gold, targets])
 
+    def _with_pieces(
+        self, more: int, tokens: Tokens, index: np.ndarray, labels: np.ndarray
+    ) -> tuple[Tokens, np.ndarray, np.ndarray]:
+        """Adds pieces to the result of `_with_teacher`; the ids of unlabelled texts begin at `more`."""
+        self.n_pieces = []
+        for pieces, start in zip(self.pieces_labels, (0, more), strict=False):
+            chosen, targets = teaching.targets(
+                pieces.probabilities, self.temperature, self.confidence, self.teacher_weight
+            )
+            index = np.concatenate([index, len(tokens.offsets) + pieces.index[chosen]])
+            tokens = tokens._replace(offsets=np.concatenate([tokens.offsets, start + pieces.offsets]))
+            labels = np.concatenate([labels, targets])
+            self.n_pieces.append(len(chosen))
+        if self.pieces:
+            log.info(
+                "%s pieces of about %s tokens of these texts have labels of a teacher, too",
+                f"{sum(self.n_pieces):,}", self.pieces,
+            )  # fmt: skip
+        return tokens, index, labels
+
 
 def _check_teacher(
     teacher: str | None,
@@ -224,6 +261,7 @@ def _check_teacher(
     confidence: float,
     teacher_weight: float,
     distillation: float,
+    pieces: int,
 ) -> None:
     """Raises ValueError for a setting that is out of range or would be ignored."""
     if not 0 <= temperature < float("inf"):
@@ -234,12 +272,14 @@ def _check_teacher(
         raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
     if not 0 <= distillation <= 1:
         raise ValueError(f"distillation is {distillation}; it must be in 0..1")
+    if pieces < 0:
+        raise ValueError(f"pieces is {pieces}; it must be at least 0")
     if teacher is None:
         for name, value, default in (
             ("unlabelled", unlabelled, None),
-            ("temperature", temperature, temperature if distillation else 1),
-            ("confidence", confidence, 0),
-            ("teacher_weight", teacher_weight, 1),
+            ("temperature", temperature, temperature if distillation or pieces else 1),
+            ("confidence", confidence, confidence if pieces else 0),
+            ("teacher_weight", teacher_weight, teacher_weight if pieces else 1),
         ):
             if value != default:
                 raise ValueError(

@@ -20,7 +20,7 @@ class TextFiles(Corpus):
         text_column: The name of the column, or the key, of the texts.
         label_column: The name of the column, or the key, of the labels.
         cache, max_features, maxlen, validation, batch_size, seed, word_dropout, unlabelled, teacher,
-            temperature, confidence, teacher_weight, distillation: As in `Corpus`.
+            temperature, confidence, teacher_weight, distillation, pieces: As in `Corpus`.
     """
 
     name = "text"
@@ -44,10 +44,11 @@ class TextFiles(Corpus):
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
         distillation: float = 0.0,
+        pieces: int = 0,
     ):
         super().__init__(
             cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight, distillation,
+            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces,
         )  # fmt: skip
         self.train, self.test = Path(train), Path(test)
         self.text_column, self.label_column = text_column, label_column

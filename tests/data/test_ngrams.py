@@ -302,11 +302,12 @@ def test_unlabelled_texts_in_every_format(files, kind):
     assert texts(files, f"other{kind}").facts()["teacher"]["labels"] == 30 + (kind == "")
 
 
-def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch):
-    whole = texts(files)
+@pytest.mark.parametrize("pieces", [0, 4])
+def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch, pieces):
+    whole = texts(files, pieces=pieces)
     for limit in (0, 4 * whole.splits["train"][0].flat.size // 2):  # both on disk, then the first one alone
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
-        data = texts(files)
+        data = texts(files, pieces=pieces)
         sequences, expected = data.splits["train"][0], whole.splits["train"][0]
         assert isinstance(sequences.flat, tokens.JoinedIds)
         assert [row.tolist() for row in sequences] == [row.tolist() for row in expected]

@@ -421,6 +421,15 @@ def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, mes
 
 
 @pytest.mark.bad_input
+def test_labelled_texts_that_are_too_few_for_cross_fitting_are_refused(tmp_path):
+    write_table(tmp_path / "train.csv", [("a b c", "bad"), ("a b d", "good"), ("a b e", "bad")])
+    write_table(tmp_path / "test.csv", [("a b c", "bad"), ("a b d", "good")])
+    given = (str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
+    with pytest.raises(RunError, match="1 of 2 have none beside validation, or in other groups: lower valid"):
+        TextFiles(*given, cache=str(tmp_path / "cache"), validation=0.3, distillation=0.5).setup()
+
+
+@pytest.mark.bad_input
 def test_unlabelled_texts_that_are_missing_are_refused(files, tmp_path):
     with pytest.raises(
         RunError, match=r"the teacher ngrams has no texts to label; name some with --data\.un"

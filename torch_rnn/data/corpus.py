@@ -87,7 +87,9 @@ class Corpus(SequenceData):
         _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation, pieces)
         self.distillation, self.pieces = distillation, pieces
         self.cross_fitted: np.ndarray | None = None
+        self.cross_fitted_accuracy: float | None = None
         self.pieces_labels: list[teaching.Pieces] = []
+        self.n_pieces: list[int] = []
         self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
         self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
         self.ngrams: Path | None = None
@@ -237,7 +239,6 @@ class Corpus(SequenceData):
         self, more: int, tokens: Tokens, index: np.ndarray, labels: np.ndarray
     ) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """Adds pieces to the result of `_with_teacher`; the ids of unlabelled texts begin at `more`."""
-        self.n_pieces = []
         for pieces, start in zip(self.pieces_labels, (0, more), strict=False):
             chosen, targets = teaching.targets(
                 pieces.probabilities, self.temperature, self.confidence, self.teacher_weight
@@ -275,13 +276,13 @@ def _check_teacher(
     if pieces < 0:
         raise ValueError(f"pieces is {pieces}; it must be at least 0")
     if teacher is None:
-        for name, value, default in (
-            ("unlabelled", unlabelled, None),
-            ("temperature", temperature, temperature if distillation or pieces else 1),
-            ("confidence", confidence, confidence if pieces else 0),
-            ("teacher_weight", teacher_weight, teacher_weight if pieces else 1),
+        for name, value, default, used in (
+            ("unlabelled", unlabelled, None, False),
+            ("temperature", temperature, 1, distillation or pieces),
+            ("confidence", confidence, 0, pieces),
+            ("teacher_weight", teacher_weight, 1, pieces),
         ):
-            if value != default:
+            if value != default and not used:
                 raise ValueError(
                     f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
                 )

@@ -8,6 +8,7 @@ import pytest
 from made_reviews import reviews, write_archive
 from sklearn.linear_model import LogisticRegression
 from test_documents import write_folder, write_lines, write_parquet, write_table
+from test_faults import mutant
 
 from torch_rnn.data import teaching, tokens
 from torch_rnn.data.grammar import corpus
@@ -249,6 +250,28 @@ def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
     assert data.facts()["distillation"]["pieces"] == number - 120
     for split in ("validation", "test"):
         assert np.array_equal(data.splits[split][0].lengths, whole.splits[split][0].lengths)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("fit(train, rows[parts != part], ", "fit(train, rows, "),
+        ("of_pieces[unseen] = teacher.label(pieces)[unseen]", "of_pieces[:] = teacher.label(pieces)"),
+        ("np.isin(document, texts) & (", "np.isin(document, texts) | ("),
+        ("(1 - weight) * gold + weight * softened", "weight * gold + (1 - weight) * softened"),
+    ],
+)
+def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wrong):
+    twin = mutant(teaching, right, wrong)
+    for name in ("cross_fitted", "labelled_pieces", "mixed"):
+        monkeypatch.setattr(teaching, name, getattr(twin, name))
+
+    def check():
+        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files)
+        test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
+
+    with pytest.raises(AssertionError):
+        check()
 
 
 def test_pieces_of_a_document_are_nearly_equal_in_length():

@@ -8,6 +8,7 @@ import pytest
 from made_reviews import reviews, write_archive
 from sklearn.linear_model import LogisticRegression
 from test_documents import write_folder, write_lines, write_parquet, write_table
+from test_faults import mutant
 
 from torch_rnn.data import teaching, tokens
 from torch_rnn.data.grammar import corpus
@@ -186,11 +187,108 @@ def test_temperature_confidence_and_weight(files):
     assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
 
 
+def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files):
+    plain = texts(files, teacher=None)
+    data = texts(files, teacher=None, distillation=0.25, temperature=0.5)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    expected = np.empty((90, 2))
+    for part in range(5):
+        teacher = NGrams.fit(train, fitted[parts != part], len(teaching.words(data.tokens)), 2)
+        expected[parts == part] = teacher.label(train)[fitted[parts == part]]
+    sharp = expected**2 / (expected**2).sum(1, keepdims=True)
+    gold = plain.splits["train"][1]
+    labels = data.splits["train"][1]
+    np.testing.assert_allclose(labels, 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
+    accuracy = (expected.argmax(1) == gold).mean()
+    assert data.facts() == {
+        **plain.facts(), "distillation": {"name": "ngrams", "accuracy": accuracy}
+    }  # fmt: skip
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][1], plain.splits[split][1])
+
+
+def test_labelled_and_unlabelled_texts_both_get_a_teachers_labels(files):
+    labels = texts(files, distillation=0.5).splits["train"][1]
+    assert np.array_equal(labels[:90], texts(files, teacher=None, distillation=0.5).splits["train"][1])
+    assert np.array_equal(labels[90:], texts(files).splits["train"][1][90:])
+
+
+def test_parts_have_whole_groups_and_about_as_many_documents():
+    keys = np.random.default_rng(0).integers(40, size=1000).astype(np.uint64)
+    parts = tokens.parts_of_groups(keys, 5)
+    assert all(len(np.unique(parts[keys == key])) == 1 for key in np.unique(keys))
+    assert np.abs(np.bincount(parts, minlength=5) - 200).max() <= np.bincount(keys.astype(int)).max()
+    assert tokens.parts_of_groups(np.array([7, 7], np.uint64), 5).tolist() == [0, 0]
+
+
+def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
+    data = texts(files, distillation=0.5, pieces=4, temperature=0.5, teacher_weight=0.25)
+    whole = texts(files, distillation=0.5, temperature=0.5, teacher_weight=0.25)
+    sequences, labels = data.splits["train"]
+    assert np.array_equal(labels[:120], whole.splits["train"][1])
+    assert np.array_equal(sequences.lengths[:120], whole.splits["train"][0].lengths)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    n_words, number = len(teaching.words(data.tokens)), 120
+    models = [NGrams.fit(train, fitted[parts != part], n_words, 2) for part in range(5)]
+    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
+    for i, teacher in enumerate(teachers):
+        text = whole.splits["train"][0][i]
+        n = round(len(text) / 4)
+        pieces = [sequences[j] for j in range(number, number + n)] if n > 1 else []
+        if pieces:
+            assert np.concatenate(pieces).tolist() == text.tolist()
+        for piece in pieces:
+            p = teacher.probabilities(piece, np.array([0, len(piece)]))[0] ** 2
+            np.testing.assert_allclose(labels[number], 0.25 * p / p.sum(), atol=1e-6)
+            number += 1
+    assert number == len(labels) > 120
+    assert data.facts()["teacher"] == whole.facts()["teacher"]
+    assert data.facts()["distillation"]["pieces"] == number - 120
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][0].lengths, whole.splits[split][0].lengths)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("fit(train, rows[parts != part], ", "fit(train, rows, "),
+        ("of_pieces[unseen] = teacher.label(pieces)[unseen]", "of_pieces[:] = teacher.label(pieces)"),
+        ("np.isin(document, texts) & (", "np.isin(document, texts) | ("),
+        ("(1 - weight) * gold + weight * softened", "weight * gold + (1 - weight) * softened"),
+    ],
+)
+def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wrong):
+    twin = mutant(teaching, right, wrong)
+    for name in ("cross_fitted", "labelled_pieces", "mixed"):
+        monkeypatch.setattr(teaching, name, getattr(twin, name))
+
+    def check():
+        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files)
+        test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
+
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_pieces_of_a_document_are_nearly_equal_in_length():
+    offsets = np.array([0, 1, 1, 10, 31])
+    documents = tokens.Tokens(np.arange(31), offsets, np.arange(4), np.arange(4).astype(np.uint64))
+    pieces, document = tokens.cut(documents, 6)
+    assert document.tolist() == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert pieces.offsets.tolist() == [0, 1, 1, 5, 10, 15, 20, 25, 31]
+    assert pieces.labels.tolist() == pieces.keys.tolist() == document.tolist()
+
+
 def test_each_stage_is_made_once(files, monkeypatch):
-    first = texts(files)
+    first = texts(files, distillation=0.5, pieces=4)
     for name in ("write_unlabelled", "NGrams"):
         monkeypatch.setattr(teaching, name, None)
-    again = texts(files, temperature=0.5, confidence=0.6)  # settings that need no new labels
+    changed = {"temperature": 0.5, "confidence": 0.6, "distillation": 0.3}  # they need no new labels
+    again = texts(files, pieces=4, **changed)
     assert again.labels == first.labels
 
 
@@ -227,11 +325,12 @@ def test_unlabelled_texts_in_every_format(files, kind):
     assert texts(files, f"other{kind}").facts()["teacher"]["labels"] == 30 + (kind == "")
 
 
-def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch):
-    whole = texts(files)
+@pytest.mark.parametrize("pieces", [0, 4])
+def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch, pieces):
+    whole = texts(files, pieces=pieces)
     for limit in (0, 4 * whole.splits["train"][0].flat.size // 2):  # both on disk, then the first one alone
         monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
-        data = texts(files)
+        data = texts(files, pieces=pieces)
         sequences, expected = data.splits["train"][0], whole.splits["train"][0]
         assert isinstance(sequences.flat, tokens.JoinedIds)
         assert [row.tolist() for row in sequences] == [row.tolist() for row in expected]
@@ -300,6 +399,11 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
         ({"temperature": 0.5}, "temperature is 0.5, and there is no teacher"),
         ({"confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
         ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"pieces": -1}, "pieces is -1; it must be at least 0"),
+        ({"distillation": -0.1}, r"distillation is -0.1; it must be in 0\.\.1"),
+        ({"distillation": 1.1}, r"distillation is 1.1; it must be in 0\.\.1"),
         ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),
         ({"teacher": "ngrams", "temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
         ({"teacher": "ngrams", "confidence": 1.0}, "confidence is 1.0; it must be at least 0 and below 1"),
@@ -337,6 +441,15 @@ def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, mes
         (files / name).write_text(contents)
     with pytest.raises(RunError, match=message):
         texts(files, teacher=str(files / name))
+
+
+@pytest.mark.bad_input
+def test_labelled_texts_that_are_too_few_for_cross_fitting_are_refused(tmp_path):
+    write_table(tmp_path / "train.csv", [("a b c", "bad"), ("a b d", "good"), ("a b e", "bad")])
+    write_table(tmp_path / "test.csv", [("a b c", "bad"), ("a b d", "good")])
+    given = (str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
+    with pytest.raises(RunError, match="1 of 2 have none beside validation, or in other groups: lower valid"):
+        TextFiles(*given, cache=str(tmp_path / "cache"), validation=0.3, distillation=0.5).setup()
 
 
 @pytest.mark.bad_input

@@ -86,6 +86,21 @@ def test_a_resumed_run_gives_the_same_bits_even_without_the_cache(files, undistu
     assert differences(tmp_path / "run", undisturbed) == []
 
 
+def test_a_resumed_run_with_distillation_and_pieces_gives_the_same_bits(files, tmp_path):
+    settings = ["--data.distillation=0.5", "--data.pieces=8", "--data.teacher=ngrams"]
+    settings += [f"--data.unlabelled={files / 'more.jsonl'}", f"--data.cache={tmp_path / 'cache'}"]
+    with stopped_at(7):
+        assert train(files, tmp_path / "run", *settings) == 143
+    shutil.rmtree(tmp_path / "cache")
+    assert train(files, tmp_path / "run", *settings, "--resume=auto") == 0
+    assert train(files, tmp_path / "whole", *settings) == 0
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["distillation"]["pieces"] > results["labelled"] + results["teacher"]["labels"]
+    assert results["teacher"]["labels"] == 60
+    assert 0.5 < results["distillation"]["accuracy"] < 1
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
 def test_a_file_of_labels_trains_the_run_that_labels_itself(run, files, undisturbed, tmp_path, kind):
     out, options = tmp_path / f"soft{kind}", ["--cache", tmp_path / "cache", "--train", files / "train.csv"]
@@ -134,7 +149,8 @@ def imdb_files(tests):
     return files, unlabelled | {"train/urls_unsup.txt": b"film0\nelsewhere\nfilm5\n" * 10}
 
 
-def test_imdb_in_one_command_and_another_test_split_changes_nothing_in_training(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--data.distillation=0.5", "--data.pieces=4"]])
+def test_imdb_in_one_command_and_another_test_split_changes_nothing_in_training(tmp_path, more):
     """The test reviews, but for one of each class, are removed."""
     results = []
     for tests in (20, 1):
@@ -144,7 +160,7 @@ def test_imdb_in_one_command_and_another_test_split_changes_nothing_in_training(
         write_archive(folder / "aclImdb-unsup.tar.gz", unlabelled)
         given = [f"--data.root={folder}", f"--data.cache={folder / 'cache'}", "--data.teacher=ngrams"]
         given += [f"--trainer.default_root_dir={folder / 'run'}", "--trainer.max_epochs=2"]
-        given += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+        given += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", *more]
         assert main(ROOT / "configs" / "imdb.yaml", given) == 0
         results.append(json.loads((folder / "run" / "results.json").read_text()))
     assert differences(tmp_path / "20" / "run", tmp_path / "1" / "run") == []

@@ -47,8 +47,16 @@ class Corpus(SequenceData):
             has written, with texts and their probabilities; or None.
         temperature: The teacher's probabilities p become p ** (1 / temperature), divided by their sum. They
             are less certain above 1; 0 leaves the most probable class alone.
-        confidence: Texts whose most probable class has a lower probability than this are not trained on.
-        teacher_weight: The weight in the loss of a text with the teacher's label; a labelled text has 1.
+        confidence: Unlabelled texts, and pieces, whose most probable class has a lower probability than this
+            are not trained on.
+        teacher_weight: The weight in the loss of an unlabelled text or a piece; a labelled text has 1.
+        distillation: The weight, in 0..1, of a teacher's distribution in the label of a labelled training
+            text; the class of the text has the rest. The teacher is the `NGrams` that are fitted on the
+            training texts of other groups (`teaching.cross_fitted`). It needs no unlabelled texts.
+        pieces: The length in tokens of the pieces that training texts are cut into; 0 for none. Pieces are
+            trained on beside the whole texts, with the label of a teacher: for a labelled text that of
+            `distillation`, for an unlabelled one the teacher "ngrams". The texts of a file of labels are not
+            cut.
     """
 
     labels: tuple[str, ...] = ()
@@ -72,9 +80,16 @@ class Corpus(SequenceData):
         temperature: float = 1.0,
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
+        distillation: float = 0.0,
+        pieces: int = 0,
     ):
         super().__init__(batch_size, seed, word_dropout)
-        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight)
+        _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation, pieces)
+        self.distillation, self.pieces = distillation, pieces
+        self.cross_fitted: np.ndarray | None = None
+        self.cross_fitted_accuracy: float | None = None
+        self.pieces_labels: list[teaching.Pieces] = []
+        self.n_pieces: list[int] = []
         self.unlabelled, self.teacher = unlabelled and Path(unlabelled), teacher
         self.temperature, self.confidence, self.teacher_weight = temperature, confidence, teacher_weight
         self.ngrams: Path | None = None
@@ -106,6 +121,11 @@ class Corpus(SequenceData):
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
         self.prepare_tokens()
+        if (self.distillation or self.pieces) and self.cross_fitted is None:
+            self.cross_fitted, pieces = teaching.cross_fitted(
+                self.cache, self.tokens, self.validation, self.pieces
+            )
+            self.pieces_labels = [pieces] if self.pieces else []
         if self.teacher is None or self.teachers_labels is not None:
             return
         if self.teacher == teaching.NGRAMS:
@@ -119,6 +139,12 @@ class Corpus(SequenceData):
         self.teachers_labels = teaching.labelled(
             self.cache, self.tokens, self.validation, self.more_tokens, self.ngrams, film
         )
+        if self.pieces and self.ngrams is not None:
+            self.pieces_labels.append(
+                teaching.labelled_pieces(
+                    self.cache, self.more_tokens, self.teachers_labels.index, self.ngrams, self.pieces
+                )
+            )
 
     def prepare_tokens(self) -> None:
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""
@@ -147,7 +173,7 @@ class Corpus(SequenceData):
             raise RunError(f"validation is {self.validation}; that leaves no data for training")
         self.labelled = len(fitted)
         for split, (tokens, index, labels) in {
-            "train": self._with_teacher(train, fitted),
+            "train": self._with_pieces(train.offsets[-1], *self._with_teacher(train, fitted)),
             "validation": (train, held_out, np.asarray(train.labels)[held_out]),
             "test": (test, np.arange(len(test.labels)), np.array(test.labels)),
         }.items():
@@ -159,22 +185,37 @@ class Corpus(SequenceData):
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of texts, what was left out, and the teacher's accuracy."""
         if self.teachers_labels is None:
-            return {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+            facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+            return facts | self._distillation()
         scores = {"validation": None, "test": None}
         if self.ngrams is not None:
             scores = teaching.scores(self.ngrams, self.tokens)
-        labels = len(self.splits["train"][1]) - self.labelled
+        labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
         return {
             "labelled": self.labelled,
             "unlabelled": self.teachers_labels.texts,
             "left_out": self.teachers_labels.left_out,
             "teacher": {"name": self.teacher, **scores, "labels": labels},
-        }
+        } | self._distillation()
+
+    def _distillation(self) -> dict[str, Any]:
+        """Returns the accuracy of the teachers of the labelled training texts, where there are any."""
+        if self.cross_fitted is None:
+            return {}
+        facts = {"name": teaching.NGRAMS, "accuracy": self.cross_fitted_accuracy}
+        return {"distillation": facts | ({"pieces": sum(self.n_pieces)} if self.pieces else {})}
 
     def _with_teacher(self, train: Tokens, fitted: np.ndarray) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """Returns tokens, the numbers of the training texts in them, and their labels."""
-        labels = np.asarray(train.labels)[fitted]
-        found = self.teachers_labels
+        labels, found = np.asarray(train.labels)[fitted], self.teachers_labels
+        if self.cross_fitted is not None:
+            p = self.cross_fitted
+            self.cross_fitted_accuracy = float((p.argmax(axis=1) == labels).mean())
+            log.info(
+                "the teachers %s are right on %.1f %% of the labelled texts that they have not seen",
+                teaching.NGRAMS, 100 * self.cross_fitted_accuracy,
+            )  # fmt: skip
+            labels = teaching.mixed(labels, p, self.temperature, self.distillation)
         if found is None:
             return train, fitted, labels
         chosen, targets = teaching.targets(
@@ -191,12 +232,37 @@ class Corpus(SequenceData):
         )  # fmt: skip
         more = read_tokens(self.more_tokens, UNLABELLED)
         index = np.concatenate([fitted, len(train.labels) + found.index[chosen]])
-        gold = np.eye(len(self.classes), dtype=np.float32)[labels]
+        gold = np.eye(len(self.classes), dtype=np.float32)[labels] if labels.ndim == 1 else labels
         return joined(train, more), index, np.concatenate([gold, targets])
+
+    def _with_pieces(
+        self, more: int, tokens: Tokens, index: np.ndarray, labels: np.ndarray
+    ) -> tuple[Tokens, np.ndarray, np.ndarray]:
+        """Adds pieces to the result of `_with_teacher`; the ids of unlabelled texts begin at `more`."""
+        for pieces, start in zip(self.pieces_labels, (0, more), strict=False):
+            chosen, targets = teaching.targets(
+                pieces.probabilities, self.temperature, self.confidence, self.teacher_weight
+            )
+            index = np.concatenate([index, len(tokens.offsets) + pieces.index[chosen]])
+            tokens = tokens._replace(offsets=np.concatenate([tokens.offsets, start + pieces.offsets]))
+            labels = np.concatenate([labels, targets])
+            self.n_pieces.append(len(chosen))
+        if self.pieces:
+            log.info(
+                "%s pieces of about %s tokens of these texts have labels of a teacher, too",
+                f"{sum(self.n_pieces):,}", self.pieces,
+            )  # fmt: skip
+        return tokens, index, labels
 
 
 def _check_teacher(
-    teacher: str | None, unlabelled: str | None, temperature: float, confidence: float, teacher_weight: float
+    teacher: str | None,
+    unlabelled: str | None,
+    temperature: float,
+    confidence: float,
+    teacher_weight: float,
+    distillation: float,
+    pieces: int,
 ) -> None:
     """Raises ValueError for a setting that is out of range or would be ignored."""
     if not 0 <= temperature < float("inf"):
@@ -205,14 +271,18 @@ def _check_teacher(
         raise ValueError(f"confidence is {confidence}; it must be at least 0 and below 1")
     if not 0 < teacher_weight < float("inf"):
         raise ValueError(f"teacher_weight is {teacher_weight}; it must be above 0")
+    if not 0 <= distillation <= 1:
+        raise ValueError(f"distillation is {distillation}; it must be in 0..1")
+    if pieces < 0:
+        raise ValueError(f"pieces is {pieces}; it must be at least 0")
     if teacher is None:
-        for name, value, default in (
-            ("unlabelled", unlabelled, None),
-            ("temperature", temperature, 1),
-            ("confidence", confidence, 0),
-            ("teacher_weight", teacher_weight, 1),
+        for name, value, default, used in (
+            ("unlabelled", unlabelled, None, False),
+            ("temperature", temperature, 1, distillation or pieces),
+            ("confidence", confidence, 0, pieces),
+            ("teacher_weight", teacher_weight, 1, pieces),
         ):
-            if value != default:
+            if value != default and not used:
                 raise ValueError(
                     f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
                 )

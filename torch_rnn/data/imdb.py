@@ -51,7 +51,7 @@ class IMDB(Corpus):
             formats of `documents`. None is what `root` has: beside its archive, they may be in an archive
             aclImdb-unsup.tar.xz of their own.
         cache, max_features, maxlen, batch_size, seed, word_dropout, teacher, temperature, confidence,
-            teacher_weight: As in `Corpus`.
+            teacher_weight, distillation, pieces: As in `Corpus`.
     """
 
     name = "imdb"
@@ -73,10 +73,12 @@ class IMDB(Corpus):
         temperature: float = 1.0,
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
+        distillation: float = 0.0,
+        pieces: int = 0,
     ):
         super().__init__(
             cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight,
+            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces,
         )  # fmt: skip
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 

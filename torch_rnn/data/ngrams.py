@@ -46,7 +46,8 @@ class NGrams:
         if len(present := np.unique(labels)) < n_classes:
             raise RunError(
                 f"the teacher ngrams needs training texts of every class; {n_classes - len(present)} of "
-                f"{n_classes} have none beside validation: lower validation, or leave the teacher out"
+                f"{n_classes} have none beside validation, or in other groups: lower validation, or leave "
+                f"the teacher out"
             )
         documents, keys = _ngrams(ids, offsets, n_words)
         starts = np.flatnonzero(np.diff(keys, prepend=-1))  # of the runs of equal keys

@@ -3,6 +3,7 @@
 Each stage is a folder of the cache: the tokens of the unlabelled texts, the teacher, its labels.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -16,13 +17,23 @@ from torch_rnn.data.documents import Documents
 from torch_rnn.data.ngrams import MIN_DOCUMENTS, C, NGrams
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_unlabelled
-from torch_rnn.data.tokens import PROBABILITIES, UNLABELLED, group_key, grouped_split, read_tokens
+from torch_rnn.data.tokens import (
+    PROBABILITIES,
+    UNLABELLED,
+    cut,
+    group_key,
+    grouped_split,
+    parts_of_groups,
+    read_tokens,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the contents of these folders."""
 NGRAMS = "ngrams"
 """The teacher that is fitted on the training texts."""
+PARTS = 5
+"""The number of teachers that label the training texts, each the texts of another part."""
 
 
 class Source(NamedTuple):
@@ -46,6 +57,17 @@ class Labels(NamedTuple):
     """The number of texts that were left out, by reason; None where it cannot be known."""
     texts: int
     """The number of texts that there were."""
+
+
+class Pieces(NamedTuple):
+    """Pieces of texts to train on and what a teacher says of them."""
+
+    offsets: np.ndarray
+    """(m + 1,): piece i has the tokens offsets[i] : offsets[i + 1]."""
+    index: np.ndarray
+    """(n,) the numbers of the pieces."""
+    probabilities: np.ndarray
+    """(n, C)"""
 
 
 def tokenized(cache: Path, name: str, tokens: Path, source: Source) -> Path:
@@ -72,6 +94,57 @@ def fitted(cache: Path, tokens: Path, validation: float) -> Path:
         (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
 
     return cached(cache, NGRAMS, recipe | {"format": FORMAT}, make)
+
+
+def cross_fitted(cache: Path, tokens: Path, validation: float, size: int) -> tuple[np.ndarray, Pieces | None]:
+    """Returns what teachers say of the training texts that are not held out, (n, C), and of their pieces.
+
+    The texts are divided into PARTS parts, group by group. A teacher that is fitted on the other parts labels
+    the texts of a part, so no teacher has seen the label, or another text of the group, that it predicts.
+
+    Args:
+        size: The length of the pieces in tokens; 0 for none.
+    """
+    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+
+    def make(folder: Path, work: Path) -> None:
+        log.info("%s teachers %s are fitted on the training texts", PARTS, NGRAMS)
+        train = read_tokens(tokens, "train")
+        rows, _ = grouped_split(train.keys, validation)
+        parts = parts_of_groups(np.asarray(train.keys)[rows], PARTS)
+        probabilities = np.empty((len(train.labels), len(classes(tokens))), np.float32)
+        if size:
+            pieces, document = cut(train, size)
+            index = _parts_of_texts(document, rows)
+            of_pieces = np.empty((len(document), len(classes(tokens))), np.float32)
+        for part in range(PARTS):
+            teacher = NGrams.fit(train, rows[parts != part], len(words(tokens)), len(classes(tokens)))
+            texts = rows[parts == part]
+            probabilities[texts] = teacher.label(train)[texts]
+            if size:
+                unseen = np.isin(document, texts)
+                of_pieces[unseen] = teacher.label(pieces)[unseen]
+        np.save(folder / f"{PROBABILITIES}.npy", probabilities[rows])
+        if size:
+            _save_pieces(folder, Pieces(pieces.offsets, index, of_pieces[index]))
+
+    recipe |= {"parts": PARTS, "pieces": size, "format": FORMAT}
+    folder = cached(cache, "cross-fitted", recipe, make)
+    return np.load(folder / f"{PROBABILITIES}.npy"), _load_pieces(folder) if size else None
+
+
+def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: Path, size: int) -> Pieces:
+    """Returns what the teacher says of the pieces of the unlabelled texts with the numbers `index` (n,)."""
+    recipe = {"unlabelled": unlabelled.name, "teacher": teacher.name, "pieces": size, "format": FORMAT}
+    recipe["index"] = hashlib.sha256(index.astype(np.int64).data).hexdigest()
+
+    def make(folder: Path, work: Path) -> None:
+        pieces, document = cut(read_tokens(unlabelled, UNLABELLED), size)
+        chosen = _parts_of_texts(document, index)
+        probabilities = NGrams.load(teacher / "ngrams.npz").label(pieces)[chosen]
+        _save_pieces(folder, Pieces(pieces.offsets, chosen, probabilities.astype(np.float32)))
+
+    return _load_pieces(cached(cache, "pieces", recipe, make))
 
 
 def labelled(
@@ -124,13 +197,32 @@ def targets(
         weight: The sum of a label.
     """
     chosen = np.flatnonzero(probabilities.max(axis=1) >= confidence)
-    p = probabilities[chosen].astype(np.float64)
+    return chosen, (weight * softened(probabilities[chosen], temperature)).astype(np.float32)
+
+
+def mixed(labels: np.ndarray, probabilities: np.ndarray, temperature: float, weight: float) -> np.ndarray:
+    """Returns distributions (n, C) with `weight` from the teacher and the rest from the label.
+
+    This is the target of distillation (Hinton et al., 2015, section 2) with one temperature for the teacher
+    alone.
+
+    Args:
+        labels: (n,) the classes.
+        probabilities: (n, C) of the teacher.
+        temperature: As in `targets`.
+        weight: In 0..1.
+    """
+    gold = np.eye(probabilities.shape[1])[labels]
+    return ((1 - weight) * gold + weight * softened(probabilities, temperature)).astype(np.float32)
+
+
+def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns p ** (1 / temperature), divided by the sum (n, C) float64; as in `targets`."""
+    p = probabilities.astype(np.float64)
     if temperature == 0:
-        p = np.eye(p.shape[1])[p.argmax(axis=1)]
-    else:
-        p = (p / p.max(axis=1, keepdims=True)) ** (1 / temperature)
-        p /= p.sum(axis=1, keepdims=True)
-    return chosen, (weight * p).astype(np.float32)
+        return np.eye(p.shape[1])[p.argmax(axis=1)]
+    p = (p / p.max(axis=1, keepdims=True)) ** (1 / temperature)
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def words(tokens: Path) -> list[str]:
@@ -139,6 +231,20 @@ def words(tokens: Path) -> list[str]:
 
 def classes(tokens: Path) -> list[str]:
     return json.loads((tokens / "classes.json").read_text(encoding="utf-8"))
+
+
+def _parts_of_texts(document: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Returns the numbers of the pieces of these texts that are not a whole text."""
+    return np.flatnonzero(np.isin(document, texts) & (np.bincount(document)[document] > 1))
+
+
+def _save_pieces(folder: Path, pieces: Pieces) -> None:
+    for name, array in zip(Pieces._fields, pieces, strict=True):
+        np.save(folder / f"pieces_{name}.npy", array)
+
+
+def _load_pieces(folder: Path) -> Pieces:
+    return Pieces(*(np.load(folder / f"pieces_{name}.npy") for name in Pieces._fields))
 
 
 def choose(

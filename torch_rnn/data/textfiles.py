@@ -20,7 +20,7 @@ class TextFiles(Corpus):
         text_column: The name of the column, or the key, of the texts.
         label_column: The name of the column, or the key, of the labels.
         cache, max_features, maxlen, validation, batch_size, seed, word_dropout, unlabelled, teacher,
-            temperature, confidence, teacher_weight: As in `Corpus`.
+            temperature, confidence, teacher_weight, distillation, pieces: As in `Corpus`.
     """
 
     name = "text"
@@ -43,10 +43,12 @@ class TextFiles(Corpus):
         temperature: float = 1.0,
         confidence: float = 0.0,
         teacher_weight: float = 1.0,
+        distillation: float = 0.0,
+        pieces: int = 0,
     ):
         super().__init__(
             cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight,
+            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces,
         )  # fmt: skip
         self.train, self.test = Path(train), Path(test)
         self.text_column, self.label_column = text_column, label_column

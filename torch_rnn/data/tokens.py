@@ -53,6 +53,21 @@ class Tokens(NamedTuple):
         return np.array(keys, dtype=np.uint64)
 
 
+def cut(tokens: Tokens, size: int) -> tuple[Tokens, np.ndarray]:
+    """Cuts each document into pieces of about `size` tokens, all of nearly the same length.
+
+    Returns:
+        The pieces, with labels and keys of their documents, and the number of each piece's document (n,).
+    """
+    lengths = np.diff(tokens.offsets)
+    counts = np.maximum(1, np.rint(lengths / size)).astype(np.int64)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = tokens.offsets[:-1][document] + lengths[document] * number // counts[document]
+    offsets = np.append(starts, tokens.offsets[-1])
+    return Tokens(tokens.ids, offsets, tokens.labels[document], tokens.keys[document]), document
+
+
 def read_tokens(folder: Path, split: str) -> Tokens:
     """Returns a split that `write_tokens` has written, or UNLABELLED of `write_unlabelled`."""
     ids, *others = (folder / f"{split}_{name}.npy" for name in ARRAYS)
@@ -149,6 +164,17 @@ def grouped_split(keys: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray
     groups, sizes = np.unique(keys, return_counts=True)
     last = groups[np.searchsorted(np.cumsum(sizes), part * len(keys))]
     return np.flatnonzero(keys > last), np.flatnonzero(keys <= last)
+
+
+def parts_of_groups(keys: np.ndarray, n: int) -> np.ndarray:
+    """Returns the part (N,) of each document, in 0..n-1: about as many documents each, groups undivided.
+
+    Args:
+        keys: The keys (N,) of the documents' groups.
+        n: The number of parts.
+    """
+    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    return ((np.cumsum(sizes) - sizes) * n // max(len(keys), 1))[group]
 
 
 def group_key(group: str) -> int:

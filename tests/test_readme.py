@@ -1,5 +1,6 @@
 """What the READMEs show works, and what they name is there."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -76,10 +77,12 @@ def test_commands_can_be_pasted_and_name_files_that_exist(folder):
 @pytest.mark.parametrize("folder", READMES)
 def test_every_setting_in_a_command_exists(folder):
     from torch_rnn.training.cli import CLI
+    from torch_rnn.training.language_model import LanguageModel
 
     named = set(re.findall(r"--((?:trainer|model|checkpoint)\.[a-z_]+)(?![\w.])", READMES[folder]))
     parser = CLI(["--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.accelerator=cpu"]).parser
     known = {action.dest for action in parser._actions}
+    known |= {f"model.{name}" for name in inspect.signature(LanguageModel).parameters}
     assert not named - known
 
 

@@ -13,7 +13,7 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 def find_shakespeare(root: str | None) -> Path:
-    """Returns the text `shakespeare/input.txt` below the root, and downloads it there if it is missing.
+    """Returns the text, shakespeare/input.txt in the root or beside it, or downloads it into the root.
 
     Args:
         root: None is $TORCH_RNN_DATA, else data/.

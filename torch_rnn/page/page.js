@@ -418,11 +418,11 @@ function axis(title, more = {}) {
   };
 }
 
-/** Returns a logarithmic axis: ticks at powers of ten, or in between too where these would be few. */
+/** Returns a logarithmic axis with ticks at powers of ten, and in between where these would be few; else a linear one. */
 function logAxis(title, values) {
-  const positive = values.filter((value) => value > 0);
-  if (positive.length === 0) return axis(title);
-  const decades = Math.log10(Math.max(...positive) / Math.min(...positive));
+  const positive = values.filter((value) => value > 0),
+    decades = Math.log10(Math.max(...positive) / Math.min(...positive));
+  if (!(decades > 0.4)) return axis(title);
   return axis(title, {
     type: "log",
     exponentformat: "power",
@@ -471,7 +471,7 @@ function languageCards() {
   return [
     ...rows.map(({ name, score }) => [scoreText(score), `${name}, ${measure}`]),
     [rows[0].loss.toPrecision(4), `${rows[0].name} loss, nats`],
-    [number(rows[0].n), `${tokens} predicted`],
+    [number(rows[0].n), `${rows[0].name} ${tokens}`],
     [number(V), `V, ${tokens} in the vocabulary`],
     [number(DATA.about.parameters), "parameters"],
   ];
@@ -1430,7 +1430,7 @@ function writeOn(steps, unit, later) {
   slice();
 }
 
-/** Makes the element of a token: the less probable the model held it, the darker; an unknown one is underlined. */
+/** Makes the element of a token: the less probable the model held it, the stronger its orange; an unknown one is underlined. */
 function writtenToken({ tokens, ids, given, held }, t, unit) {
   const bits = held[t] === null ? 0 : -Math.log2(Math.max(held[t], 1e-9)),
     strength = Math.min(1, Math.max(0, bits - 1) / (unit === "characters" ? 8 : 16));

@@ -418,7 +418,7 @@ function axis(title, more = {}) {
   };
 }
 
-/** Returns a logarithmic axis with ticks at powers of ten, and in between where these would be few; else a linear one. */
+/** Returns a logarithmic axis, with ticks at powers of ten or more; for values close to each other a linear one. */
 function logAxis(title, values) {
   const positive = values.filter((value) => value > 0),
     decades = Math.log10(Math.max(...positive) / Math.min(...positive));
@@ -477,9 +477,13 @@ function languageCards() {
   ];
 }
 
-/** Returns bits per character with three digits after the point, and a perplexity as it is long. */
+/** Returns bits per character with three digits after the point, a perplexity with four in all. */
 const scoreText = (value) =>
-  DATA.language.tokens === "characters" ? value.toFixed(3) : value < 1000 ? value.toPrecision(4) : number(Math.round(value));
+  DATA.language.tokens === "characters"
+    ? value.toFixed(3)
+    : value < 1000
+      ? value.toPrecision(4)
+      : number(Math.round(value));
 
 /** Shows the scores of a language model as bars beside two models that read no text before. */
 function showLanguage() {
@@ -678,7 +682,8 @@ function curveLayout(text, more = {}) {
 // Panels: memory.
 
 function showMemory() {
-  const { gradients, spectra } = DATA.memory;
+  const { gradients, spectra } = DATA.memory,
+    end = DATA.language ? "prediction" : "end";
   const tones = () => ({ before: colour("down"), after: colour("up") });
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) =>
@@ -688,12 +693,12 @@ function showMemory() {
         name: directions.length > 1 ? `${when}, ${name}` : when,
         mode: "lines",
         line: { color: tones()[when], width: 2, dash: ["solid", "dash", "dot", "dashdot"][d % 4] },
-        hovertemplate: "%{x} steps before the end: %{y:.3g}<extra></extra>",
+        hovertemplate: `%{x} steps before the ${end}: %{y:.3g}<extra></extra>`,
       })),
     ),
     layout: {
       ...above(gradients.after.length),
-      xaxis: axis("steps before the end"),
+      xaxis: axis(`steps before the ${end}`),
       yaxis: logAxis(
         "mean |dL/dh[t]|",
         Object.values(gradients)
@@ -1430,7 +1435,7 @@ function writeOn(steps, unit, later) {
   slice();
 }
 
-/** Makes the element of a token: the less probable the model held it, the stronger its orange; an unknown one is underlined. */
+/** Makes the element of a token, orange where the model held it improbable; an unknown one is underlined. */
 function writtenToken({ tokens, ids, given, held }, t, unit) {
   const bits = held[t] === null ? 0 : -Math.log2(Math.max(held[t], 1e-9)),
     strength = Math.min(1, Math.max(0, bits - 1) / (unit === "characters" ? 8 : 16));

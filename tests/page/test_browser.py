@@ -329,6 +329,8 @@ def test_the_page_continues_a_text(browser, tmp_path):
     assert drawn == [vocabulary[i] if i else "<unk>" for i in ids]
     browser.find_element("id", "prompt").send_keys("<b>x</b>")
     browser.find_element("id", "generate").click()
+    while browser.find_element("id", "generated").get_attribute("data-done") != "true":
+        pass
     shown = browser.execute_script("return document.getElementById('generated').textContent")
     assert "<b>x</b>" in shown
     assert len(shown) > 400

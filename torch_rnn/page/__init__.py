@@ -14,6 +14,7 @@ JavaScript, and writes one file that needs no network.
     states.py          states on two principal components
     slow_points.py     where the recurrence is slow
     memory.py          gradients by distance, eigenvalues of Whh
+    language.py        scores and gradients of a language model
     write.py           all of it and the template -> one file
 """
 

@@ -11,6 +11,7 @@ MAX_POINTS = 2000
 """Limit on the points of a curve; more are thinned out evenly."""
 NAMES = (
     "train/batch_loss", "train/loss", "validation/loss", "train/accuracy", "validation/accuracy",
+    "train/bits_per_character", "validation/bits_per_character", "train/perplexity", "validation/perplexity",
     "train/gradient_norm",
 )  # fmt: skip
 
@@ -59,7 +60,7 @@ def _curve(metrics: list[dict[str, str]], name: str) -> dict[str, list]:
 
 def _best(run: FinishedRun) -> int | None:
     """Returns the step at which the weights were taken that were scored."""
-    rows = [row for row in run.metrics if "validation/accuracy" in row]
+    rows = [row for row in run.metrics if "validation/loss" in row]
     monitor = run.settings.get("checkpoint", {}).get("monitor", "validation/accuracy")
     if not rows or monitor not in rows[0]:
         return None

@@ -10,8 +10,10 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from torch_rnn.data.datamodule import SequenceData
+from torch_rnn.data.textstream import TextStream
 from torch_rnn.errors import RunError
-from torch_rnn.nn.module import RNN
+from torch_rnn.nn.module import RNN, model_file
+from torch_rnn.nn.weights import load_weights
 from torch_rnn.training.cli import one_sentence
 from torch_rnn.training.report import METRICS
 from torch_rnn.training.resume import CONFIG, RESULTS
@@ -28,7 +30,12 @@ class FinishedRun(NamedTuple):
     """The rows of metrics.csv, without empty cells."""
     rnn: RNN
     """The RNN with the weights that were scored, in float32 on the CPU, in evaluation mode."""
-    data: SequenceData
+    data: SequenceData | TextStream
+
+    @property
+    def is_language(self) -> bool:
+        """Whether it is a language model's: trained on one long text rather than on labelled sequences."""
+        return isinstance(self.data, TextStream)
 
     @property
     def reads_text(self) -> bool:
@@ -43,12 +50,12 @@ class FinishedRun(NamedTuple):
         return every and vocabulary is not None and rnn.output_size == len(vocabulary)
 
 
-def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
+def read_run(folder: Path, data: SequenceData | TextStream | None = None) -> FinishedRun:
     """Reads what a finished run has left.
 
     Args:
         folder: The folder of the run.
-        data: The data of the run; None makes them from its settings.
+        data: The data of the run, set up; None makes them from its settings.
 
     Raises:
         RunError: A file is missing or damaged, or the data are not those of the run.
@@ -61,20 +68,31 @@ def read_run(folder: Path, data: SequenceData | None = None) -> FinishedRun:
         rnn = RNN.load(folder).float().eval()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{folder} holds no finished run that can be read ({error})") from error
-    data = data_of(settings, folder) if data is None else data
-    data.setup()
-    if rnn.input_size != data.input_size or max(rnn.output_size, 2) != len(data.classes):
+    if data is None:
+        data = data_of(settings, folder)
+        data.setup()
+    check_data(folder, rnn, data)
+    return FinishedRun(folder, results, settings, metrics, rnn, data)
+
+
+def check_data(folder: Path, rnn: RNN, data: SequenceData | TextStream) -> None:
+    """Raises RunError where the data are not those of the run, as far as sizes and tokens tell."""
+    if isinstance(data, TextStream):
+        about = load_weights(model_file(folder))[1].get("language")
+        own = {"tokens": data.tokens, "vocabulary": data.vocabulary.words}
+        if about != own:
+            raise RunError(f"{folder} was trained on another text: the vocabulary of this one is different")
+    elif rnn.input_size != data.input_size or max(rnn.output_size, 2) != len(data.classes):
         raise RunError(
             f"{folder} was trained on data of input size {rnn.input_size} with {max(rnn.output_size, 2)} "
             f"classes; these have {data.input_size} and {len(data.classes)}"
         )
-    return FinishedRun(folder, results, settings, metrics, rnn, data)
 
 
-def data_of(settings: dict[str, Any], folder: Path) -> SequenceData:
+def data_of(settings: dict[str, Any], folder: Path) -> SequenceData | TextStream:
     """Makes the data that the settings of a run describe. Raises RunError where they describe none."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SequenceData, "data")
+    parser.add_subclass_arguments((SequenceData, TextStream), "data")
     try:
         data = settings["data"]
         arguments = {"seed": settings["seed_everything"], **data["init_args"]}

@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch_rnn.data.datamodule import SequenceData
+    from torch_rnn.data.textstream import TextStream
 
 PAGE = "report.html"
 
 
-def write_page(folder: Path, data: "SequenceData | None" = None, out: Path | None = None) -> Path:
+def write_page(
+    folder: Path, data: "SequenceData | TextStream | None" = None, out: Path | None = None
+) -> Path:
     """Writes the page of a finished run, whole or not at all, and returns its path.
 
     Args:
         folder: The folder of the run.
-        data: The data of the run; None makes them from its settings.
+        data: The data of the run, set up; None makes them from its settings.
         out: The file to write; None is report.html in the folder.
 
     Raises:

@@ -36,14 +36,18 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     before = initial(run)
     models = {"after": run.rnn} if before is None else {"before": before, "after": run.rnn}
     rows = gradient_rows(run, found)
-    spectra = []
-    for names in run.rnn.names if run.rnn.hidden_size <= MAX_WIDTH else ():
-        for name in names:
-            matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
-            values = {when: eigenvalues(Whh.double().numpy()) for when, Whh in matrices.items()}
-            spectra.append({"name": f"Whh{name}", **values})
     gradients = {when: gradient_norms(rnn, run, rows) for when, rnn in models.items()}
-    return {"gradients": gradients, "sequences": len(rows), "spectra": spectra}
+    return {"gradients": gradients, "sequences": len(rows), "spectra": spectra(models)}
+
+
+def spectra(models: dict[str, RNN]) -> list[dict[str, Any]]:
+    """Returns the eigenvalues of each Whh in each of the models; an empty list beyond MAX_WIDTH."""
+    found, after = [], models["after"]
+    for name in [name for names in after.names for name in names] if after.hidden_size <= MAX_WIDTH else ():
+        matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
+        values = {when: eigenvalues(Whh.double().numpy()) for when, Whh in matrices.items()}
+        found.append({"name": f"Whh{name}", **values})
+    return found
 
 
 def initial(run: FinishedRun) -> RNN | None:
@@ -120,7 +124,7 @@ def state_gradients(rnn: RNN, x: Tensor, lengths: Tensor, labels: Tensor) -> lis
     real = real_steps(lengths, x.shape[1])
     h = x if x.dtype == torch.int64 else x.double()
     for names in rnn.names:
-        tops = [_unrolled(rnn, name, h, real, f, backwards=bool(d)) for d, name in enumerate(names)]
+        tops = [unrolled(rnn, name, h, real, f, backwards=bool(d)) for d, name in enumerate(names)]
         h = torch.cat([torch.stack(states, dim=1) for states in tops], dim=2)
     last = torch.cat([tops[0][-1], *(states[0] for states in tops[1:])], dim=1)
     logits = read(rnn.readout, h, last, lengths) @ rnn.Why.t() + (0 if rnn.by is None else rnn.by)
@@ -131,7 +135,7 @@ def state_gradients(rnn: RNN, x: Tensor, lengths: Tensor, labels: Tensor) -> lis
     return [torch.stack(flat[d * T : (d + 1) * T], dim=1) for d in range(directions)]
 
 
-def _unrolled(rnn: RNN, name: str, x: Tensor, real: Tensor, f, backwards: bool) -> list[Tensor]:
+def unrolled(rnn: RNN, name: str, x: Tensor, real: Tensor, f, backwards: bool) -> list[Tensor]:
     """Returns the states (B, H) of each step of one direction of a layer, as nodes of autograd's graph."""
     Wxh, Whh, bh = (getattr(rnn, kind + name) for kind in ("Wxh", "Whh", "bh"))
     xw = Wxh.t()[x] if x.dtype == torch.int64 else x @ Wxh.t()

@@ -128,7 +128,7 @@ function probabilitiesOf(logits) {
     const p = 1 / (1 + Math.exp(-logits[0]));
     return [1 / (1 + Math.exp(logits[0])), p];
   }
-  const highest = Math.max(...logits),
+  const highest = logits.reduce((a, b) => Math.max(a, b)),
     exps = Array.from(logits, (logit) => Math.exp(logit - highest));
   const sum = exps.reduce((a, b) => a + b, 0);
   return exps.map((value) => value / sum);
@@ -247,13 +247,40 @@ function makeStream(rnn) {
   return (id) => {
     let below = null;
     state = rnn.layers.map(([weights], layer) => (below = nextState(rnn, weights, state[layer], id, below)));
-    return logitsOf(rnn, below);
+    return { states: below, logits: logitsOf(rnn, below) };
   };
+}
+
+/** Returns a prompt's tokens; of an empty one that with which a text begins: a line's end, for words a full stop. */
+function promptTokens(unit, prompt) {
+  const tokens = unit === "characters" ? Array.from(prompt) : tokenize(prompt);
+  return tokens.length ? tokens : [unit === "characters" ? "\n" : "."];
+}
+
+/** Reads a text. Returns tokens and ids, and for each of them the top layer's states and the logits after it. */
+function readStream({ rnn, vocabulary, tokens: unit }, text) {
+  const tokens = unit === "characters" ? Array.from(text) : tokenize(text),
+    ids = tokens.map(encoder(vocabulary)),
+    read = ids.map(makeStream(rnn));
+  return { tokens, ids, states: read.map(({ states }) => states), logits: read.map(({ logits }) => logits) };
+}
+
+/** Returns the places of the n largest numbers, the largest first. */
+function largest(values, n) {
+  const places = [];
+  for (let i = 0; i < values.length; i++) {
+    if (places.length === n && !(values[i] > values[places[n - 1]])) continue;
+    let k = places.length;
+    while (k > 0 && values[i] > values[places[k - 1]]) k--;
+    places.splice(k, 0, i);
+    if (places.length > n) places.pop();
+  }
+  return places;
 }
 
 /** Draws an id from logits divided by the temperature; at 0 the most probable one. `uniform` is in 0..1. */
 function draw(logits, temperature, uniform) {
-  if (temperature === 0) return logits.indexOf(Math.max(...logits));
+  if (temperature === 0) return largest(logits, 1)[0];
   const p = probabilitiesOf(logits.map((logit) => logit / temperature));
   let rest = uniform,
     i = 0;
@@ -262,28 +289,36 @@ function draw(logits, temperature, uniform) {
 }
 
 /**
- * Continues a prompt.
+ * Continues a prompt; an iterator that makes one step for each token that is read.
  *
- * Returns tokens, given (how many of them are the prompt's), and next: for each token the five most probable next
- * ones, [token, probability]. The first token of an empty prompt is drawn evenly.
+ * Each step yields the same object: tokens and ids, given (how many of them are the prompt's), next (for each token
+ * the five most probable next ones, [token, probability]) and held (the probability that each token had; the first one
+ * has none).
  */
-function writeText({ rnn, vocabulary, tokens: unit }, prompt, length, temperature, random = Math.random) {
-  const encode = encoder(vocabulary),
-    push = makeStream(rnn);
-  const tokens = unit === "characters" ? Array.from(prompt) : tokenize(prompt);
-  if (tokens.length === 0) tokens.push(vocabulary[Math.floor(random() * vocabulary.length)]);
-  const given = tokens.length,
-    next = [];
-  for (let t = 0; t < given + length - 1 || t < given; t++) {
-    const logits = push(encode(tokens[t])),
+function* writeSteps({ rnn, vocabulary, tokens: unit }, prompt, length, temperature, random) {
+  const tokens = promptTokens(unit, prompt),
+    ids = tokens.map(encoder(vocabulary)),
+    push = makeStream(rnn),
+    given = tokens.length;
+  const written = { tokens, ids, given, next: [], held: [null] };
+  for (let t = 0; t < given + length; t++) {
+    const { logits } = push(ids[t]),
       p = probabilitiesOf(logits);
-    const best = Array.from(p.keys())
-      .sort((a, b) => p[b] - p[a])
-      .slice(0, 5);
-    next.push(best.map((i) => [vocabulary[i], p[i]]));
-    if (t >= given - 1 && tokens.length < given + length) tokens.push(vocabulary[draw(logits, temperature, random())]);
+    written.next.push(largest(p, 5).map((i) => [vocabulary[i], p[i]]));
+    if (t >= given - 1 && tokens.length < given + length) {
+      ids.push(draw(logits, temperature, random()));
+      tokens.push(vocabulary[ids.at(-1)]);
+    }
+    if (t + 1 < tokens.length) written.held.push(p[ids[t + 1]]);
+    yield written;
   }
-  return { tokens, given, next };
+}
+
+/** Continues a prompt; returns what the last step of `writeSteps` yields. */
+function writeText(model, prompt, length, temperature, random = Math.random) {
+  let last = null;
+  for (const written of writeSteps(model, prompt, length, temperature, random)) last = written;
+  return last;
 }
 
 // Small things of the document.
@@ -383,10 +418,11 @@ function axis(title, more = {}) {
   };
 }
 
-/** Returns a logarithmic axis: ticks at powers of ten, or in between too where these would be few. */
+/** Returns a logarithmic axis, with ticks at powers of ten or more; for values close to each other a linear one. */
 function logAxis(title, values) {
   const positive = values.filter((value) => value > 0),
     decades = Math.log10(Math.max(...positive) / Math.min(...positive));
+  if (!(decades > 0.4)) return axis(title);
   return axis(title, {
     type: "log",
     exponentformat: "power",
@@ -411,19 +447,73 @@ function complexPlane(title) {
 
 // Panels: result and training.
 
-function showSummary() {
+function showSummary(cards) {
+  byId("summary").append(
+    ...cards.map(([value, label]) =>
+      make("div", { children: [make("strong", { text: value }), make("span", { text: label })] }),
+    ),
+  );
+}
+
+function resultCards() {
   const { test, validation } = DATA.result.splits;
-  const cards = [
+  return [
     [percent(test.accuracy, 2), `test accuracy, 95 % interval ${percent(test.low)} to ${percent(test.high)}`],
     [test.loss.toPrecision(3), "test loss, nats"],
     [percent(validation.accuracy, 2), `validation accuracy, of ${number(validation.n)}`],
     [number(test.n), DATA.model.readout === "every" ? "outputs tested" : "examples tested"],
     [number(DATA.about.parameters), "parameters"],
   ];
-  byId("summary").append(
-    ...cards.map(([value, label]) =>
-      make("div", { children: [make("strong", { text: value }), make("span", { text: label })] }),
-    ),
+}
+
+function languageCards() {
+  const { rows, measure, tokens, V } = DATA.language;
+  return [
+    ...rows.map(({ name, score }) => [scoreText(score), `${name}, ${measure}`]),
+    [rows[0].loss.toPrecision(4), `${rows[0].name} loss, nats`],
+    [number(rows[0].n), `${rows[0].name} ${tokens}`],
+    [number(V), `V, ${tokens} in the vocabulary`],
+    [number(DATA.about.parameters), "parameters"],
+  ];
+}
+
+/** Returns bits per character with three digits after the point, a perplexity with four in all. */
+const scoreText = (value) =>
+  DATA.language.tokens === "characters"
+    ? value.toFixed(3)
+    : value < 1000
+      ? value.toPrecision(4)
+      : number(Math.round(value));
+
+/** Shows the scores of a language model as bars beside two models that read no text before. */
+function showLanguage() {
+  const { rows, references, measure, tokens } = DATA.language,
+    all = [...rows.map((row) => ({ ...row, own: true })), ...references],
+    most = Math.max(...all.map(({ loss }) => loss));
+  const head = [
+    ["", "text"],
+    ["", "bar"],
+    [measure, "count"],
+    ["loss, nats", "count"],
+    [tokens, "count"],
+  ].map(([text, name]) => make("th", { text, class: name, scope: "col" }));
+  const body = all.map(({ name, score, loss, n, own }) =>
+    make("tr", {
+      class: own ? "own" : null,
+      children: [
+        make("th", { text: own ? `this model, ${name}` : name, scope: "row", class: "text" }),
+        make("td", { class: "bar", children: [make("i", { style: `width: ${(100 * loss) / most}%` })] }),
+        ...[scoreText(score), loss.toFixed(4), n === undefined ? "" : number(n)].map((text) =>
+          make("td", { text, class: "count" }),
+        ),
+      ],
+    }),
+  );
+  byId("language-scores").append(
+    make("table", {
+      class: "bars up language",
+      children: [make("thead", { children: [make("tr", { children: head })] }), make("tbody", { children: body })],
+    }),
   );
 }
 
@@ -531,12 +621,14 @@ function showCurves() {
     ],
     layout: curveLayout("loss, nats"),
   }));
-  plot("curve-accuracy", () => ({
+  const measure = DATA.language?.measure ?? "accuracy",
+    name = measure.replaceAll(" ", "_");
+  plot("curve-score", () => ({
     traces: [
-      curve("train/accuracy", "train", { line: { color: colour("down"), width: 2 }, ...points }),
-      curve("validation/accuracy", "validation", { line: { color: colour("up"), width: 2 }, ...points }),
+      curve(`train/${name}`, "train", { line: { color: colour("down"), width: 2 }, ...points }),
+      curve(`validation/${name}`, "validation", { line: { color: colour("up"), width: 2 }, ...points }),
     ],
-    layout: curveLayout("accuracy", { yaxis: axis("", { tickformat: ".0%" }) }),
+    layout: curveLayout(measure, { yaxis: scoreAxis(measure, name) }),
   }));
   plot("curve-norm", () => ({
     traces: [curve("train/gradient_norm", "norm", { line: { color: colour("up"), width: 1.2 } })],
@@ -553,6 +645,12 @@ function showCurves() {
     traces: [curve("learning rate", "rate", { line: { color: colour("up"), width: 2 } })],
     layout: curveLayout("learning rate", { showlegend: false, yaxis: axis("", { rangemode: "tozero" }) }),
   }));
+}
+
+function scoreAxis(measure, name) {
+  if (measure === "accuracy") return axis("", { tickformat: ".0%" });
+  if (measure !== "perplexity") return axis("");
+  return logAxis("", [...DATA.curves[`train/${name}`].values, ...DATA.curves[`validation/${name}`].values]);
 }
 
 function curve(name, label, more) {
@@ -584,7 +682,8 @@ function curveLayout(text, more = {}) {
 // Panels: memory.
 
 function showMemory() {
-  const { gradients, spectra } = DATA.memory;
+  const { gradients, spectra } = DATA.memory,
+    end = DATA.language ? "prediction" : "end";
   const tones = () => ({ before: colour("down"), after: colour("up") });
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) =>
@@ -593,12 +692,13 @@ function showMemory() {
         y: norms,
         name: directions.length > 1 ? `${when}, ${name}` : when,
         mode: "lines",
-        line: { color: tones()[when], width: 2, dash: d ? "dash" : "solid" },
-        hovertemplate: "%{x} steps before the end: %{y:.3g}<extra></extra>",
+        line: { color: tones()[when], width: 2, dash: ["solid", "dash", "dot", "dashdot"][d % 4] },
+        hovertemplate: `%{x} steps before the ${end}: %{y:.3g}<extra></extra>`,
       })),
     ),
     layout: {
-      xaxis: axis("steps before the end"),
+      ...above(gradients.after.length),
+      xaxis: axis(`steps before the ${end}`),
       yaxis: logAxis(
         "mean |dL/dh[t]|",
         Object.values(gradients)
@@ -626,8 +726,15 @@ function showMemory() {
         hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
       })),
     ),
-    layout: complexPlane(""),
+    layout: { ...complexPlane(""), ...above(spectra.length) },
   }));
+}
+
+/** Returns a layout with room for the legend of n curves before and n after training. */
+function above(n) {
+  if (n < 2) return {};
+  const legend = { orientation: "h", x: 0, y: 1.03, yanchor: "bottom", bgcolor: "transparent" };
+  return { legend, margin: { l: 52, r: 12, t: 24 + 22 * n, b: 44 } };
 }
 
 // Panels: state space.
@@ -1278,58 +1385,120 @@ function heatMap(states, units) {
 
 // Panels: writing.
 
+const SLICE = 40; // milliseconds of writing between two looks at the page
+
 function showWriting() {
   const panel = DATA.writing,
-    rnn = makeRNN(panel.weights, MODEL),
     temperature = byId("temperature");
-  const model = { rnn, vocabulary: panel.vocabulary, tokens: panel.tokens };
+  const model = { rnn: makeRNN(panel.weights, MODEL), vocabulary: panel.vocabulary, tokens: panel.tokens };
   const showTemperature = () => {
     byId("temperature-value").textContent = Number(temperature.value).toFixed(2);
   };
-  byId("prompt").value = panel.prompt ?? "";
+  byId("prompt").value = panel.prompt;
+  byId("length").value = panel.length;
   temperature.addEventListener("input", showTemperature);
   showTemperature();
+  let timer = null;
   const write = () => {
-    const length = Math.min(5000, Math.max(1, Number(byId("length").value) || 1));
-    showWritten(writeText(model, byId("prompt").value, length, Number(temperature.value)), panel.tokens);
+    const length = Math.min(5000, Math.max(1, Math.floor(Number(byId("length").value)) || 1));
+    const steps = writeSteps(model, byId("prompt").value, length, Number(temperature.value), Math.random);
+    clearTimeout(timer);
+    writeOn(steps, panel.tokens, (again) => (timer = setTimeout(again)));
   };
   byId("generate").addEventListener("click", write);
   window.torch_rnn = {
     ...window.torch_rnn,
+    read: (text) => readStream(model, text),
     write: (prompt, length, temperature_, random) => writeText(model, prompt, length, temperature_, random),
   };
   write();
 }
 
-function showWritten({ tokens, given, next }, unit) {
+/** Writes in slices, so that the page answers in between; `later` calls a function after a while. */
+function writeOn(steps, unit, later) {
   const box = byId("generated");
-  box.replaceChildren(
-    ...tokens.map((token, t) =>
-      make("span", {
-        text: unit === "characters" ? token : `${token} `,
-        class: t < given ? "given" : null,
-        "data-place": t,
-        role: "option",
-      }),
-    ),
-  );
+  let written = null;
+  box.replaceChildren();
+  box.dataset.done = "false";
+  const slice = () => {
+    const start = performance.now();
+    let step;
+    do {
+      step = steps.next();
+      written = step.value ?? written;
+    } while (!step.done && performance.now() - start < SLICE);
+    for (let t = box.childElementCount; t < written.held.length; t++) box.append(writtenToken(written, t, unit));
+    if (!step.done) return later(slice);
+    box.dataset.done = "true";
+    listenToWritten(written, unit);
+  };
+  slice();
+}
+
+/** Makes the element of a token, orange where the model held it improbable; an unknown one is underlined. */
+function writtenToken({ tokens, ids, given, held }, t, unit) {
+  const bits = held[t] === null ? 0 : -Math.log2(Math.max(held[t], 1e-9)),
+    strength = Math.min(1, Math.max(0, bits - 1) / (unit === "characters" ? 8 : 16));
+  return make("span", {
+    text: unit === "characters" ? tokens[t] : `${tokens[t]} `,
+    class: `${t < given ? "given" : "drawn"}${ids[t] === 0 ? " unknown" : ""}`,
+    style: `background: rgb(var(--down-rgb) / ${(0.6 * strength).toFixed(3)})`,
+    id: `written-${t}`,
+    "data-place": t,
+    role: "option",
+  });
+}
+
+/** Shows what could have come after a token when it is pointed at or reached with the arrow keys. */
+function listenToWritten(written, unit) {
+  const box = byId("generated"),
+    { tokens, ids, given } = written,
+    unknown = [...new Set(tokens.filter((_, t) => ids[t] === 0 && t < given))];
+  byId("unknown").hidden = unknown.length === 0;
+  byId("unknown").textContent =
+    `Not in the vocabulary, and read as one unknown ${unit.slice(0, -1)}: ` +
+    unknown.map((token) => JSON.stringify(token)).join(", ");
   let chosen = -1;
   const point = (t) => {
     if (!(t >= 0 && t < tokens.length)) return;
     box.children[chosen]?.classList.remove("chosen");
     chosen = t;
     box.children[t].classList.add("chosen");
-    const best = next[t]?.map(([token, p]) => `${JSON.stringify(token)} ${percent(p)}`).join(", ");
-    byId("next").textContent = best ? `After ${JSON.stringify(tokens[t])} the most probable are ${best}.` : "";
+    box.setAttribute("aria-activedescendant", `written-${t}`);
+    showNext(written, t);
   };
-  box.onpointerover = (event) => point(Number(event.target.dataset.place ?? NaN));
+  box.onpointerover = ({ target }) => point(Number(target.dataset.place ?? NaN));
   box.onkeydown = (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) {
-      event.preventDefault();
-      point(chosen + step);
-    }
+    const places = { ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: tokens.length - 1 };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    point(places[event.key]);
   };
+  point(given - 1);
+}
+
+/** Shows the five most probable tokens after a place, and which one came. */
+function showNext({ tokens, given, next, held }, t) {
+  const came = tokens[t + 1];
+  const rows = next[t].map(([token, p]) =>
+    make("div", {
+      class: token === came ? "class came" : "class",
+      children: [
+        make("b", { text: JSON.stringify(token) }),
+        make("span", {
+          class: "track",
+          children: [make("span", { class: "fill", style: `width: ${100 * p}%` })],
+        }),
+        make("span", { class: "number", text: percent(p) }),
+      ],
+    }),
+  );
+  const verb = t + 1 < given ? "is" : "was drawn:";
+  const then = came === undefined ? "" : ` What follows ${verb} ${JSON.stringify(came)}, ${percent(held[t + 1])}.`;
+  byId("next").replaceChildren(
+    make("p", { text: `After ${JSON.stringify(tokens[t])} the most probable are these.${then}` }),
+    make("div", { class: "probability", children: rows }),
+  );
 }
 
 // The page.
@@ -1369,13 +1538,14 @@ function main() {
     redraw();
   });
   showNavigation();
-  showSummary();
+  showSummary(DATA.language ? languageCards() : resultCards());
   if (DATA.reading) showReading();
-  if (DATA.writing) showWriting();
+  if (DATA.writing?.weights) showWriting();
   if (DATA.words) showWords();
-  showSpace();
-  showMemory();
-  showScores();
+  if (DATA.states) showSpace();
+  if (DATA.memory) showMemory();
+  if (DATA.result) showScores();
+  if (DATA.language) showLanguage();
   showCurves();
   window.addEventListener("load", () => {
     startPlots();

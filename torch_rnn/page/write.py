@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from torch_rnn.files import write_atomically
+from torch_rnn.page import language
 from torch_rnn.page.curves import curves
 from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.memory import memory
@@ -47,6 +48,23 @@ def one_thread() -> Iterator[None]:
 
 def gather(run: FinishedRun) -> dict[str, Any]:
     """Returns what the page shows: one entry for each panel that this kind of run has."""
+    return gather_language(run) if run.is_language else gather_sequences(run)
+
+
+def gather_language(run: FinishedRun) -> dict[str, Any]:
+    """Returns the panels of a language model."""
+    return {
+        "about": about(run),
+        "model": {**run.rnn.settings, "classes": []},
+        "language": language.result(run),
+        "curves": curves(run),
+        "memory": language.memory(run),
+        "writing": writing(run),
+    }
+
+
+def gather_sequences(run: FinishedRun) -> dict[str, Any]:
+    """Returns the panels of a run on sequences with labels."""
     found = predict_test(run)
     drawn = sample(run, found)
     flat = plane(drawn.h)
@@ -61,8 +79,8 @@ def gather(run: FinishedRun) -> dict[str, Any]:
     }
     if run.reads_text:
         panels |= {"reading": reading(run, found), "words": words(run, found)}
-    if run.writes_text and (found_writing := writing(run)) is not None:
-        panels["writing"] = found_writing
+    if run.writes_text:
+        panels["writing"] = writing(run)
     return panels
 
 
@@ -86,7 +104,8 @@ def about(run: FinishedRun) -> dict[str, Any]:
     """Returns what the page says about the run beside its scores."""
     found = run.results
     names = ("dataset", "parameters", "epochs", "best_epoch", "seed", "seconds", "ms_per_step", "device")
-    command = found.get("command") or f"python scripts/train_imdb.py --config {run.folder / 'config.yaml'}"
+    script = "train_lm.py" if run.is_language else "train_imdb.py"
+    command = found.get("command") or f"python scripts/{script} --config {run.folder / 'config.yaml'}"
     return {
         **{name: found[name] for name in names},
         "tokens_per_second": found["tokens_per_second"],

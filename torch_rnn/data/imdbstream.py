@@ -55,10 +55,13 @@ class IMDBStream(TextStream):
             more = teaching.tokenized(self.cache, corpus.name, self.folder, corpus.unlabelled_source())
             chosen, _ = teaching.choose(self.folder, self.validation, more, "known")
             parts.append((read_tokens(more, UNLABELLED), chosen))
-        self._ids = {"train": one_text(parts), "validation": one_text([(train, held_out)])}
+        self._parts = {"train": parts, "validation": [(train, held_out)]}
 
     def setup(self, stage: str | None = None) -> None:
+        if self._ids:
+            return
         self.prepare_data()
+        self._ids = {split: one_text(parts) for split, parts in self._parts.items()}
         self._check_sizes()
 
     def counts(self, split: str = "train") -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from torch_rnn.data.batches import WHOLE_BATCH, Loader, Shard
+from torch_rnn.data.batches import WHOLE_BATCH, Loader, Shard, StoredIds
 from torch_rnn.data.cache import cached
 from torch_rnn.data.datamodule import check_positive
 from torch_rnn.data.documents import file_fingerprint
@@ -75,6 +75,7 @@ class TextStream(LightningDataModule):
         self.cache = Path(cache or Path("data", "cache"))
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
         self.folder: Path | None = None
+        self._ids: dict[str, np.ndarray | StoredIds] = {}
 
     @property
     def input_size(self) -> int:
@@ -121,6 +122,8 @@ class TextStream(LightningDataModule):
         self.vocabulary = Vocabulary(words).first(self.max_features)
 
     def setup(self, stage: str | None = None) -> None:
+        if self._ids:
+            return
         self.prepare_data()
         self._ids = {split: read_tokens(self.folder, split).ids for split in self.splits}
         self._check_sizes()

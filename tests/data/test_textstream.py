@@ -12,6 +12,7 @@ from torch_rnn.data.text import tokenize
 from torch_rnn.data.textstream import TextStream
 from torch_rnn.data.tokens import IdsOnDisk
 from torch_rnn.errors import RunError
+from torch_rnn.nn.module import RNN
 
 TEXT = "The cat sat on the mat, and the dog did not. It was a warm day!\n" * 20 + "Zebras? Éclairs."
 
@@ -138,6 +139,15 @@ def test_a_changed_text_is_read_again(stream, path):
 def test_bad_input(stream, settings, message):
     with pytest.raises(ValueError, match=message):
         stream(**settings)
+
+
+@pytest.mark.bad_input
+def test_an_rnn_needs_as_many_outputs_as_ids(stream):
+    data = stream()
+    n = data.input_size
+    data.check_compatible(RNN(n, 3, n))
+    with pytest.raises(RunError, match=f"output_size is 2; the {n} ids need as many outputs"):
+        data.check_compatible(RNN(n, 3, 2))
 
 
 @pytest.mark.bad_input

@@ -107,9 +107,8 @@ def test_an_unknown_character_is_named_and_an_unknown_word_is_not_known(model, s
         (("--top-p", "2"), "error: top_p is 2.0; it must be above 0 and at most 1"),
     ],
 )
+@pytest.mark.parametrize("model", ["characters"], indirect=True)
 def test_refuses_bad_arguments(model, sample, arguments, message):
-    if model[1] == "words":
-        pytest.skip("the same for words")
     status, printed, error = sample(model[0], *arguments)
     assert (status, printed) == (2, "")
     assert error.startswith(message)

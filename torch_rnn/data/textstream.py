@@ -178,7 +178,11 @@ class TextStream(LightningDataModule):
         }
 
     def check_compatible(self, rnn: RNN) -> None:
-        """Raises RunError where the rnn cannot be trained on this text."""
+        """Raises RunError where the rnn has another number of outputs than there are ids."""
+        if rnn.output_size != self.input_size:
+            raise RunError(
+                f"output_size is {rnn.output_size}; the {self.input_size} ids need as many outputs"
+            )
 
     def train_dataloader(self) -> Loader:
         return self.loader("train", self._shard())

@@ -21,9 +21,7 @@ from torch_rnn.training.text_generator import TextGenerator
 from torch_rnn.training.trained_rnn import TrainedRNN
 
 SAMPLES, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 3, {"characters": 60, "words": 15}, 0.8
-"""How many samples a report shows, how long, and from which temperature they are drawn."""
-
-
+"""How many samples a report shows, how long they are, and the temperature at which they are drawn."""
 NORM_STEPS = 10
 """Steps between two looks at the spectral norm, which takes as long as some steps."""
 
@@ -44,10 +42,11 @@ class LanguageModel(TrainedRNN):
         recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
         init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01.
         input_scale: multiplies the initial Wxh. With "orthogonal", the column of an id has a length of about
-            sqrt(H / V) or less, far below that of a state.
+            min(1, sqrt(H / V)), far below that of a state.
         recurrent_scale: multiplies the initial Whh.
-        recurrent_norm: the largest spectral norm of a Whh, to which it is scaled down every 10 steps; below 1
-            the recurrence forgets its past at least as fast (Miller and Hardt, 2019). null for no limit.
+        recurrent_norm: the limit on the spectral norm of each Whh, which is scaled down to it every 10 steps;
+            null for none. Below 1, the recurrence is stable (Miller and Hardt, 2019): with tanh, each step
+            shrinks the difference of two states at least by this factor.
         backend: "auto", or one of eager, bptt, cpu, cuda, triton and cudnn.
         softmax: "full", or "sampled" to train with `negatives` (Jean et al., 2015). Validation and test are
             always exact.

@@ -126,13 +126,17 @@ def checks(work: Path) -> list[Check]:
         Check("two processes on one GPU", trial("shared"), read_trial, 60, ("pytest", *training), False),
         *(
             Check(
-                f"IMDB, one epoch, {precision}",
-                training_run(
-                    work / f"imdb-{precision}", "--trainer.max_epochs", 1, "--trainer.precision", precision
-                ),
-                partial(read_training, work / f"imdb-{precision}", 0.6), 90, (*training, "imdb"), False,
+                f"IMDB, one epoch, {name}",
+                training_run(work / f"imdb-{i}", "--trainer.max_epochs", 1, *more),
+                partial(read_training, work / f"imdb-{i}", 0.6), 90, (*training, "imdb"), False,
             )
-            for precision in ("32-true", "bf16-mixed")
+            for i, (name, *more) in enumerate(
+                (
+                    ("32-true",),
+                    ("bf16-mixed", "--trainer.precision", "bf16-mixed"),
+                    ("CUDA graphs", "--model.cuda_graph", "true"),
+                )
+            )
         ),
         Check(
             "benchmark, IMDB's lengths", benchmark(imdb, "--imdb", "--turns", 1),

@@ -149,12 +149,12 @@ def test_scripts_accept_the_arguments_of_the_table(run, script, tmp_path, monkey
                 monkeypatch.setattr(sys, "argv", check.command[1:])
                 assert run.module(name).arguments().device == "cuda"
     monkeypatch.undo()
-    for name in ("IMDB, one epoch, 32-true", "IMDB, one epoch, bf16-mixed"):
-        check, arguments = of(script, name, tmp_path)
+    for name, status in (("32-true", 0), ("bf16-mixed", 0), ("CUDA graphs", 2)):  # 2: it needs a GPU
+        check, arguments = of(script, f"IMDB, one epoch, {name}", tmp_path)
         assert check.command[1].endswith("train_imdb.py")
         arguments = ["cpu" if argument == "cuda" else argument for argument in arguments]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert entry.main(ROOT / "configs" / "imdb.yaml", [*arguments, "--check"]) == 0
+            assert entry.main(ROOT / "configs" / "imdb.yaml", [*arguments, "--check"]) == status
     assert not any("env" in check.command for check in script.checks(tmp_path))  # Windows has none
     trials = {check.command[-1] for check in script.checks(tmp_path) if str(script.TRIALS) in check.command}
     assert trials == set(gpu_trials.TRIALS)

@@ -285,6 +285,7 @@ def test_a_value_of_a_wrong_kind_is_named_with_what_is_allowed(tmp_path, argumen
         (["--model.hidden_size", "0"], "hidden_size is 0; it must be at least 1"),
         (["--model.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
         (["--model.backend", "cudnn"], "backend is 'cudnn'"),
+        (["--model.cuda_graph", "true"], "model.cuda_graph is true; it needs a GPU with CUDA"),
         (["--data.batch_size", "0"], "batch_size is 0; it must be at least 1"),
         (["--data.train", "0"], "train is 0; it must be at least 1"),
         (["--model.readout", "every"], "readout is every; the labels of quickstart need last, mean or max"),

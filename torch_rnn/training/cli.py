@@ -37,7 +37,12 @@ from torch_rnn.training.report import METRICS, Clock
 from torch_rnn.training.resume import CONFIG, run_settings
 from torch_rnn.training.start import start_from
 from torch_rnn.training.trained_rnn import TrainedRNN
-from torch_rnn.training.trainer_settings import check_packages, check_precision, check_trainer
+from torch_rnn.training.trainer_settings import (
+    check_cuda_graph,
+    check_packages,
+    check_precision,
+    check_trainer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +107,8 @@ class CLI(LightningCLI):
                 which(rnn.backend, device, dtype, rnn.hidden_size, rnn.nonlinearity)
             check_precision(self.config.trainer.precision, self.trainer.precision)
             check_packages(self.trainer)
+            if self.model.cuda_graph:
+                check_cuda_graph(self.trainer)
         except RunError:
             raise
         except (ValueError, TypeError, MisconfigurationException) as error:  # from a constructor

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_rnn.errors import RunError, diverged
 from torch_rnn.nn.module import RNN
+from torch_rnn.training.graphed import GraphedPasses
 from torch_rnn.training.start import Started
 
 WARMUP = 0.05
@@ -37,6 +38,7 @@ class TrainedRNN(LightningModule):
         weight_decay: float,
         start_from: str | None = None,
         start_learning_rate: float | None = None,
+        cuda_graph: bool = False,
     ):
         super().__init__()
         if not 0 < learning_rate < math.inf:
@@ -60,6 +62,8 @@ class TrainedRNN(LightningModule):
         self.optimizer, self.weight_decay = optimizer, weight_decay
         self.start_from, self.start_learning_rate = start_from, start_learning_rate
         self.started: Started | None = None
+        self.cuda_graph = cuda_graph
+        self._graphed: GraphedPasses | None = None
         self.learning_rate, self.schedule = learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
         self.scored: dict[str, int] = {}  # the number of outputs behind the last metrics of each split
@@ -128,14 +132,33 @@ class TrainedRNN(LightningModule):
             for (rate, decay), parameters in groups.items()
         ]
 
-    def _mean_loss(self, total: Tensor, scored: int | Tensor) -> Tensor:
-        """Returns the loss of a training step from the summed loss of this process and the outputs of all.
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._graphed is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._graphed.assign_gradients()
 
-        It logs the batch's loss. Raises RunError where it is not finite.
-        """
-        world = self.trainer.world_size
+    def _passes(self, *arguments: Tensor | int | None) -> tuple[Tensor | int, ...]:
+        """Returns the loss of a training step and, without a gradient, what else is needed of it."""
+        raise NotImplementedError
+
+    def _step(self, *arguments: Tensor | int | None) -> tuple[Tensor | int, ...]:
+        """Returns `_passes(*arguments)`; with cuda_graph it computes the gradients, too."""
+        if not self.cuda_graph:
+            return self._passes(*arguments)
+        if self._graphed is None:
+            self._graphed = GraphedPasses(self._passes, list(self.rnn.parameters()))
+        return self._graphed(*arguments)
+
+    def _mean(self, total: Tensor, scored: int | Tensor) -> Tensor:
+        """Returns the loss of a training step from the summed loss of this process and the outputs of all."""
         # DDP takes the mean over the processes; this makes it the mean over the outputs of the whole batch.
-        loss = total * world / (max(scored, 1) if isinstance(scored, int) else scored.clamp(min=1))
+        total = total * self.trainer.world_size
+        return total / (max(scored, 1) if isinstance(scored, int) else scored.clamp(min=1))
+
+    def _checked(self, loss: Tensor) -> Tensor:
+        """Returns the loss of a training step, and logs it. Raises RunError where it is not finite."""
+        world = self.trainer.world_size
         logs = self._logs_this_step()
         if logs or (world == 1 and loss.device.type == "cpu"):  # reading it makes the host wait elsewhere
             mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean") if world > 1 else loss
@@ -146,10 +169,10 @@ class TrainedRNN(LightningModule):
         return loss
 
     def _add(self, split: str, *values: Tensor | int) -> None:
-        """Adds a batch's values to the sums of the split."""
+        """Adds a batch's values to the sums of the split, the loss first and in float64."""
         sums = self._sums.setdefault(split, [0] * self.n_sums)
         for i, value in enumerate(values):
-            sums[i] = sums[i] + value
+            sums[i] = sums[i] + (value.detach().double() if i == 0 else value)
 
     def _means(self, *sums: Tensor) -> dict[str, Tensor]:
         """Returns the metrics of a split from its sums over all processes."""

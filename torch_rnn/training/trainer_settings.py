@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import DeviceStatsMonitor
+from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
 
 from torch_rnn.errors import RunError
 
@@ -83,6 +83,25 @@ def check_precision(asked: str | int | None, taken: str) -> None:
     """Raises RunError where Lightning has taken another precision than the one asked for."""
     if asked is not None and "mixed" in str(asked) and asked != taken:
         raise RunError(f"trainer.precision is {asked}; on this device it must be {taken} or 32-true")
+
+
+def check_cuda_graph(trainer: Trainer) -> None:
+    """Raises RunError for what a step that is replayed as a CUDA graph cannot do."""
+    device, accumulates = trainer.strategy.root_device.type, trainer.accumulate_grad_batches
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+    for unfit, reason in (
+        (device != "cuda", f"it needs a GPU with CUDA, and the run is on {device}"),
+        (trainer.world_size > 1, f"it needs one process, and there are {trainer.world_size}"),
+        (accumulates > 1, f"trainer.accumulate_grad_batches must be 1, and is {accumulates}"),
+        (scheduled, "gradients are not accumulated over batches; leave GradientAccumulationScheduler out"),
+        (trainer.precision == "16-mixed", "trainer.precision must be bf16-mixed or 32-true"),
+        (
+            trainer._detect_anomaly,
+            "trainer.detect_anomaly looks at values, which a graph cannot: set it false",
+        ),
+    ):
+        if unfit:
+            raise RunError(f"model.cuda_graph is true; {reason}")
 
 
 def check_packages(trainer: Trainer) -> None:

@@ -1,0 +1,183 @@
+"""Steps that are replayed end in the same bits as others. Without a GPU, a stand-in records and replays."""
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch.utils.data import DataLoader
+
+from torch_rnn.data.batches import Batch
+from torch_rnn.data.streams import Streams, StreamSampler
+from torch_rnn.errors import RunError
+from torch_rnn.training import trained_rnn
+from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.graphed import GraphedPasses, record_graph, widened
+from torch_rnn.training.language_model import LanguageModel
+from torch_rnn.training.trainer_settings import check_cuda_graph
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def record(function):
+    """Replays by calling the function again. Like a graph, it reads and writes the same memory each time."""
+    generator = torch.get_rng_state()
+    outputs = function()
+    torch.set_rng_state(generator)
+
+    def replay():
+        for buffer, value in zip(outputs, function(), strict=True):
+            if isinstance(buffer, torch.Tensor):
+                buffer.copy_(value)
+            else:
+                assert buffer == value
+
+    return replay, outputs
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The GraphedPasses that are made; on the CPU they have the stand-in."""
+    made = []
+
+    def make(function, parameters):
+        on_cpu = parameters[0].device.type == "cpu"
+        made.append(GraphedPasses(function, parameters, *([record] if on_cpu else [])))
+        return made[-1]
+
+    monkeypatch.setattr(trained_rnn, "GraphedPasses", make)
+    return made
+
+
+class Data(LightningDataModule):
+    def __init__(self, batches, sampler=None):
+        super().__init__()
+        self.batches, self.sampler = batches, sampler
+
+    def counts(self):
+        return torch.ones(9, dtype=torch.int64).numpy()
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None, sampler=self.sampler)
+
+
+def reviews(lengths, readout):
+    """Batches (B, T) of ids; one for each tuple of lengths."""
+    g, batches = torch.Generator().manual_seed(0), []
+    for row_lengths in lengths:
+        B, T = len(row_lengths), max(row_lengths)
+        labels = torch.randint(2, (B, T) if readout == "every" else (B,), generator=g)
+        batches.append(Batch(torch.randint(9, (B, T), generator=g), torch.tensor(row_lengths), labels))
+    return batches
+
+
+def trained(model, data, device, tmp_path, **settings):
+    """Returns the weights after two epochs, and the sums' metrics."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator=device, devices=1, max_epochs=2, default_root_dir=tmp_path, enable_model_summary=False,
+        gradient_clip_val=0.5, log_every_n_steps=1, **quiet, **settings,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return dict(model.rnn.named_parameters()), trainer.callback_metrics
+
+
+def assert_same(found, expected, device):
+    (weights, metrics), (wanted, wanted_metrics) = found, expected
+    for name, parameter in wanted.items():
+        if device == "cpu":
+            assert torch.equal(weights[name], parameter), name
+        else:  # cuBLAS may choose another algorithm in a graph
+            torch.testing.assert_close(weights[name], parameter, rtol=1e-4, atol=1e-6)
+    assert metrics.keys() == wanted_metrics.keys()
+    for name, value in wanted_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-6 if device == "cpu" else 1e-3), (
+            name
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("readout", ["last", "mean", "max", "every"])
+def test_a_classifier_ends_in_the_same_bits(passes, tmp_path, readout, device):
+    lengths = [(16, 3, 0), (30, 17, 32), (9, 16, 12), (16, 16, 16), (5, 16)]
+
+    def run(cuda_graph):
+        seed_everything(0)
+        model = Classifier(9, 5, 1, readout=readout, learning_rate=0.1, cuda_graph=cuda_graph)
+        return trained(model, Data(reviews(lengths, readout)), device, tmp_path)
+
+    expected = run(False)
+    assert_same(run(True), expected, device)
+    assert len(passes) == 1
+    assert len(passes[0].graphs) == 3  # 3 rows of 16 and of 32 steps, 2 rows of 16
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("negatives", [None, 4])
+def test_a_language_model_ends_in_the_same_bits(passes, tmp_path, negatives, device):
+    ids = torch.randint(9, (200,), generator=torch.Generator().manual_seed(1)).numpy()
+
+    def run(cuda_graph):
+        seed_everything(0)
+        model = LanguageModel(
+            9, 5, 2, dropout=0.2, output_dropout=0.2, recurrent_dropout=0.1, learning_rate=0.1,
+            softmax="full" if negatives is None else "sampled", negatives=negatives, cuda_graph=cuda_graph,
+        )  # fmt: skip
+        streams = Streams(ids, len(ids), 9, streams=3, steps=8, seed=0)
+        return trained(model, Data(streams, StreamSampler(len(streams))), device, tmp_path)
+
+    expected = run(False)
+    found = run(True)
+    if device == "cpu":  # a graph draws from a sequence of its own
+        assert_same(found, expected, device)
+    assert len(passes[0].graphs) == 2  # the first batch has no state before it
+
+
+def test_widened():
+    x = torch.arange(6).reshape(2, 3)
+    assert widened(x).shape == (2, 16)
+    assert torch.equal(widened(x)[:, :3], x)
+    assert not widened(x)[:, 3:].any()
+    assert widened(torch.ones(2, 17, 4)).shape == (2, 32, 4)
+    assert widened(torch.ones(2, 32)).shape == (2, 32)
+
+
+@pytest.mark.cuda
+def test_a_capture_draws_no_random_numbers():
+    x = torch.zeros(3, device="cuda")
+    torch.cuda.manual_seed(7)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(7)
+    replay, (drawn,) = record_graph(
+        lambda: (x + torch.rand(3, device="cuda"),), torch.cuda.graph_pool_handle()
+    )
+    replay()
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "cpu"}, "it needs a GPU with CUDA, and the run is on cpu"),
+        ({"world_size": 2}, "it needs one process, and there are 2"),
+        ({"accumulate_grad_batches": 4}, "trainer.accumulate_grad_batches must be 1, and is 4"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "leave GradientAccumulationScheduler out"),
+        ({"precision": "16-mixed"}, "trainer.precision must be bf16-mixed or 32-true"),
+        ({"_detect_anomaly": True}, "set it false"),
+    ],
+)
+def test_refuses_what_a_graph_cannot_do(changes, sentence):
+    settings = {"device": "cuda", "world_size": 1, "accumulate_grad_batches": 1, "callbacks": []}
+    settings |= {"precision": "32-true", "_detect_anomaly": False}
+    make = functools.partial(_trainer, **settings)
+    check_cuda_graph(make())
+    with pytest.raises(RunError, match=f"^model.cuda_graph is true; .*{sentence}$"):
+        check_cuda_graph(make(**changes))
+
+
+def _trainer(device, **attributes):
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(strategy=strategy, **attributes)

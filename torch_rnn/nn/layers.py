@@ -30,6 +30,7 @@ def layered(
     backend: str = "auto",
     dropout: Callable[[Tensor], Tensor] | None = None,
     recompute: bool = False,
+    reduce: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes the states of a stack of layers.
 
@@ -43,10 +44,13 @@ def layered(
         mask: (B, T) booleans, True at real steps. With lengths, a step is real if both say so.
         dropout: applied to the input of each layer but the first.
         nonlinearity, backend, recompute: as in `recurrence`.
+        reduce: takes the states (B, T, H) of a direction of the top layer, its last states (B, H) and the
+            number of real steps, which come first, in the order in which the direction reads them; returns
+            (B, H). It spares the work of putting states in the order of time.
 
     Returns:
-        The top layer's states h (B, T, directions * H), and the last states of all layers and directions,
-        hT (n, B, H).
+        The top layer's states h (B, T, directions * H), or, with `reduce`, what it returned for them (B,
+        directions * H); and the last states of all layers and directions, hT (n, B, H).
 
     Raises:
         TypeError, ValueError: as in `recurrence`.
@@ -80,13 +84,16 @@ def layered(
             )
             if start is None:
                 start = torch.zeros_like(hT)
-            if direction:
+            is_top = layer == len(weights) - 1
+            if is_top and reduce is not None:
+                h = reduce(h, hT, lengths)
+            elif direction:
                 h = _reversed_states(h, start, lengths)
-            if mask is not None and layer == len(weights) - 1:
+            if is_top and reduce is None and mask is not None:
                 h = _at_masked_steps(h, start, mask, bool(direction))
             states.append(h)
             last.append(hT)
-        x = torch.cat(states, dim=2) if len(states) > 1 else states[0]
+        x = torch.cat(states, dim=-1) if len(states) > 1 else states[0]
     return x, torch.stack(last)
 
 

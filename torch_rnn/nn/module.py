@@ -3,9 +3,10 @@
 h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)          y = Why h[T] + by
 """
 
+import functools
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,8 @@ class RNN(nn.Module):
             TypeError, ValueError: as `recurrence` does.
         """
         x, lengths, h0, mask, batched = self._as_batch(x, lengths, h0, mask)
-        h, hT = self._recur(x, lengths, h0, mask)
-        last = torch.cat([hT[-2], hT[-1]], dim=1) if self.bidirectional else hT[-1]
-        logits = read(self.readout, h, last, lengths, mask) @ self.Why.t()
+        reduce = None if self.readout == "every" else functools.partial(read, self.readout)
+        logits = self._recur(x, lengths, h0, mask, reduce)[0] @ self.Why.t()
         if self.by is not None:
             logits = logits + self.by
         return logits if batched else logits[0]
@@ -433,15 +433,20 @@ class RNN(nn.Module):
         return self
 
     def _recur(
-        self, x: Tensor, lengths: Tensor | None, h0: Tensor | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        h0: Tensor | None,
+        mask: Tensor | None,
+        reduce: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Computes h (B, T, directions * H) and hT (layers * directions, B, H)."""
+        """Computes h (B, T, directions * H), or what `layered` reduces it to, and hT (n, B, H)."""
         if h0 is not None and self._recurrences == 1:
             h0 = h0[None]
         weights = [[self._weights(name) for name in directions] for directions in self.names]
         dropout = (lambda h: F.dropout(h, self.dropout)) if self.training and self.dropout else None
         settings = {"nonlinearity": self.nonlinearity, "backend": self.backend, "recompute": self.recompute}
-        return layered(x, weights, h0, lengths, mask, dropout=dropout, **settings)
+        return layered(x, weights, h0, lengths, mask, dropout=dropout, reduce=reduce, **settings)
 
     def _generation(self, ids: Tensor, h0: Tensor | None, **drawing: Any) -> Generation:
         weights = [

@@ -8,31 +8,29 @@ from torch_rnn.ops.inputs import real_steps
 READOUTS = ("last", "mean", "max", "every")
 
 
-def read(
-    readout: str, h: Tensor, last: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
+def read(readout: str, h: Tensor, last: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Returns what Why is applied to: (B, width), or h itself for "every".
+
+    For "mean" and "max" the order of the real steps does not matter. Of equal maxima, one gets the gradient.
 
     Args:
         readout: one of READOUTS.
         h: the states (B, T, width).
         last: the last states (B, width), which a row without a real step is read from.
-        lengths, mask: as in `RNN.forward`; a step is real where both say so.
+        lengths: (B,) integers, the number of real steps of each row; T for every row if None.
     """
-    B, T = h.shape[:2]
+    T = h.shape[1]
     if readout == "every":
         return h
     if readout == "last" or T == 0:
         return last
-    if lengths is None and mask is None:
-        return h.mean(dim=1) if readout == "mean" else h.amax(dim=1)
-    real = torch.ones(B, T, dtype=torch.bool, device=h.device)
-    if lengths is not None:
-        real = real & real_steps(lengths.to(h.device), T)
-    if mask is not None:
-        real = real & mask.to(h.device)
+    if lengths is None:
+        return h.mean(dim=1) if readout == "mean" else h.max(dim=1).values
+    lengths = lengths.to(h.device)
+    real = real_steps(lengths, T)
     if readout == "mean":
-        pooled = h.masked_fill(~real[..., None], 0).sum(dim=1) / real.sum(dim=1).clamp(min=1)[:, None]
+        shares = real.to(h.dtype) / lengths.clamp(min=1)[:, None]
+        pooled = torch.bmm(shares[:, None], h)[:, 0]  # a product needs no copy of h without the padding
     else:
-        pooled = h.masked_fill(~real[..., None], -torch.inf).amax(dim=1)
-    return torch.where(real.any(dim=1)[:, None], pooled, last)
+        pooled = h.masked_fill(~real[..., None], -torch.inf).max(dim=1).values
+    return torch.where((lengths > 0)[:, None], pooled, last)

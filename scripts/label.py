@@ -1,6 +1,7 @@
 """Label texts with the probabilities of a teacher, for a training with --data.teacher FILE.
 
-A teacher is "ngrams", which is fitted on the texts of --train, or the folder of a trained run. Several
+A teacher is "ngrams", which is fitted on the texts of --train and on those of --data, or the folder of a
+trained run. Several
 teachers give the mean of their probabilities. --data and --train take the files and folders of train_text.py,
 and IMDB's archive or folder.
 """
@@ -41,6 +42,7 @@ def labelled_texts(chosen: argparse.Namespace) -> Corpus:
     if chosen.train is None:
         raise RunError("the teacher ngrams needs labelled texts; name them with --train")
     settings = {"cache": chosen.cache, "validation": chosen.validation}
+    settings |= {"teacher": NGRAMS, "unlabelled": str(chosen.data)}
     if is_imdb(chosen.train):
         return IMDB(str(chosen.train), **settings)
     columns = {"text_column": chosen.text_column, "label_column": chosen.label_column}

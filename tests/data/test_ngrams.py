@@ -35,12 +35,18 @@ def made(n=120, classes=3, seed=0):
 
 
 def sets(rows):
-    """Returns the set of unigrams and bigrams without id 0 of each document."""
-    found = []
-    for row in rows:
-        pairs = zip(row[:-1].tolist(), row[1:].tolist(), strict=True)
-        found.append({(a,) for a in row.tolist() if a} | {(a, b) for a, b in pairs if a and b})
-    return found
+    """Returns the set of unigrams, bigrams and trigrams without id 0 of each document."""
+    grams = [
+        {tuple(row[i : i + n].tolist()) for n in (1, 2, 3) for i in range(len(row) - n + 1)} for row in rows
+    ]
+    return [{gram for gram in found if all(gram)} for found in grams]
+
+
+def key_of(gram, bigrams):
+    """Returns the key of an n-gram; a trigram's has the number of its bigram among the sorted ones."""
+    if len(gram) < 3:
+        return gram[0] if len(gram) == 1 else WORDS + gram[0] * WORDS + gram[1]
+    return WORDS + WORDS**2 + bigrams.index(gram[:2]) * WORDS + gram[2]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -51,8 +57,9 @@ def test_it_is_the_definition(classes):
     grams = sets(rows)
     counts = {gram: sum(gram in grams[i] for i in fitted) for gram in set().union(*grams)}
     names = sorted((gram for gram in counts if counts[gram] >= 3), key=lambda gram: (len(gram), gram))
-    keys = [gram[0] if len(gram) == 1 else WORDS + gram[0] * WORDS + gram[1] for gram in names]
-    assert model.keys.tolist() == keys
+    assert {len(gram) for gram in names} == {1, 2, 3}
+    bigrams = [gram for gram in names if len(gram) == 2]
+    assert model.keys.tolist() == [key_of(gram, bigrams) for gram in names]
     x = np.array([[gram in found for gram in names] for found in grams], dtype=float)
     p = []
     for c in (1,) if classes == 2 else range(classes):
@@ -64,6 +71,32 @@ def test_it_is_the_definition(classes):
     p = np.stack([1 - p[0], p[0]], 1) if classes == 2 else np.stack(p, 1) / np.sum(p, 0)[:, None]
     np.testing.assert_allclose(model.label(documents), p, atol=1e-6)
     assert (model.label(documents).argmax(1) == documents.labels).mean() > 0.6
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_self_training_is_the_definition(classes, monkeypatch):
+    monkeypatch.setattr("torch_rnn.data.ngrams.ROUNDS", 1)
+    monkeypatch.setattr("torch_rnn.data.ngrams.SURE", 0.6)
+    documents, _ = made(classes=classes)
+    more, _ = made(classes=classes, seed=1)
+    rows, index = np.arange(0, 120, 2), np.arange(100)
+    model = NGrams.fit(documents, rows, WORDS, classes)
+    known, guessed = model.label(documents), model.label(more)[index]
+    taught = model.taught(documents, rows, more, index)
+    assert np.array_equal(taught.keys, model.keys)
+    x = np.stack([model._matrix(*part).toarray() for part in (documents[:2], more[:2])])
+    x = np.concatenate([x[0][rows], x[1][index]])
+    p = np.concatenate([np.eye(classes)[documents.labels[rows]], guessed])
+    columns = []
+    for c in (1,) if classes == 2 else range(classes):
+        positive, negative = 1 + x.T @ p[:, c], 1 + x.T @ (1 - p[:, c])
+        ratios = np.log((positive / positive.sum()) / (negative / negative.sum()))
+        sure = (p[:, c] >= 0.6) | (p[:, c] <= 0.4)
+        assert len(rows) < sure.sum() < len(p)
+        regression = LogisticRegression(C=0.3, solver="liblinear", dual=True, random_state=0, max_iter=1000)
+        columns.append(ratios * regression.fit(x[sure] * ratios, p[sure, c] > 0.5).coef_[0])
+    np.testing.assert_allclose(taught.weights, np.stack(columns, 1), atol=1e-5)
+    assert not np.allclose(taught.label(documents), known)
 
 
 def test_it_is_the_same_in_pieces_and_from_its_file(tmp_path, monkeypatch):
@@ -164,11 +197,21 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
         assert teacher[split] == (p.argmax(1) == right).mean()
 
 
+def fitted_on(data, rows):
+    """Returns the teacher that is fitted on these rows of the training texts."""
+    train = tokens.read_tokens(data.tokens, "train")
+    model = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
+    if data.more_tokens is None:
+        return model
+    more = tokens.read_tokens(data.more_tokens, "unlabelled")
+    return model.taught(train, rows, more, data.teachers_labels.index)
+
+
 def test_the_teacher_does_not_see_what_validation_holds_out(files):
     data = texts(files)
     train = tokens.read_tokens(data.tokens, "train")
     fitted, _ = tokens.grouped_split(train.keys, 0.1)
-    expected = NGrams.fit(train, fitted, len(teaching.words(data.tokens)), 2)
+    expected = fitted_on(data, fitted)
     model = NGrams.load(data.ngrams / "ngrams.npz")
     assert np.array_equal(model.keys, expected.keys)
     assert np.array_equal(model.weights, expected.weights)
@@ -187,32 +230,27 @@ def test_temperature_confidence_and_weight(files):
     assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
 
 
-def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files):
+@pytest.mark.parametrize("teacher", [None, "ngrams"])
+def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, teacher):
     plain = texts(files, teacher=None)
-    data = texts(files, teacher=None, distillation=0.25, temperature=0.5)
+    data = texts(files, teacher=teacher, distillation=0.25, temperature=0.5)
     train = tokens.read_tokens(data.tokens, "train")
     fitted, _ = tokens.grouped_split(train.keys, 0.1)
     parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
     expected = np.empty((90, 2))
     for part in range(5):
-        teacher = NGrams.fit(train, fitted[parts != part], len(teaching.words(data.tokens)), 2)
-        expected[parts == part] = teacher.label(train)[fitted[parts == part]]
+        found = fitted_on(data, fitted[parts != part]).label(train)
+        expected[parts == part] = found[fitted[parts == part]]
     sharp = expected**2 / (expected**2).sum(1, keepdims=True)
     gold = plain.splits["train"][1]
     labels = data.splits["train"][1]
-    np.testing.assert_allclose(labels, 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
+    more = texts(files, temperature=0.5).splits["train"][1][90:] if teacher else np.empty((0, 2))
+    assert np.array_equal(labels[90:], more)
+    np.testing.assert_allclose(labels[:90], 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
     accuracy = (expected.argmax(1) == gold).mean()
-    assert data.facts() == {
-        **plain.facts(), "distillation": {"name": "ngrams", "accuracy": accuracy}
-    }  # fmt: skip
+    assert data.facts()["distillation"] == {"name": "ngrams", "accuracy": accuracy}
     for split in ("validation", "test"):
         assert np.array_equal(data.splits[split][1], plain.splits[split][1])
-
-
-def test_labelled_and_unlabelled_texts_both_get_a_teachers_labels(files):
-    labels = texts(files, distillation=0.5).splits["train"][1]
-    assert np.array_equal(labels[:90], texts(files, teacher=None, distillation=0.5).splits["train"][1])
-    assert np.array_equal(labels[90:], texts(files).splits["train"][1][90:])
 
 
 def test_parts_have_whole_groups_and_about_as_many_documents():
@@ -232,8 +270,7 @@ def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
     train = tokens.read_tokens(data.tokens, "train")
     fitted, _ = tokens.grouped_split(train.keys, 0.1)
     parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
-    n_words, number = len(teaching.words(data.tokens)), 120
-    models = [NGrams.fit(train, fitted[parts != part], n_words, 2) for part in range(5)]
+    models, number = [fitted_on(data, fitted[parts != part]) for part in range(5)], 120
     teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
     for i, teacher in enumerate(teachers):
         text = whole.splits["train"][0][i]
@@ -255,7 +292,7 @@ def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("fit(train, rows[parts != part], ", "fit(train, rows, "),
+        ("_teacher(train, rows[parts != part], ", "_teacher(train, rows, "),
         ("of_pieces[unseen] = teacher.label(pieces)[unseen]", "of_pieces[:] = teacher.label(pieces)"),
         ("np.isin(document, texts) & (", "np.isin(document, texts) | ("),
         ("(1 - weight) * gold + weight * softened", "weight * gold + (1 - weight) * softened"),
@@ -267,7 +304,7 @@ def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wro
         monkeypatch.setattr(teaching, name, getattr(twin, name))
 
     def check():
-        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files)
+        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, None)
         test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
 
     with pytest.raises(AssertionError):

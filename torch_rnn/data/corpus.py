@@ -121,24 +121,18 @@ class Corpus(SequenceData):
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
         self.prepare_tokens()
+        more = self.prepare_unlabelled() if self.teacher is not None else None
+        to_learn_from = more if self.teacher == teaching.NGRAMS else None
         if (self.distillation or self.pieces) and self.cross_fitted is None:
             self.cross_fitted, pieces = teaching.cross_fitted(
-                self.cache, self.tokens, self.validation, self.pieces
+                self.cache, self.tokens, self.validation, self.pieces, to_learn_from
             )
             self.pieces_labels = [pieces] if self.pieces else []
-        if self.teacher is None or self.teachers_labels is not None:
+        if more is None or self.teachers_labels is not None:
             return
-        if self.teacher == teaching.NGRAMS:
-            source = self.unlabelled_source()
-            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation)
-        else:
-            columns = [f"p_{name}" for name in self.classes]
-            source = self.unlabelled_documents(Path(self.teacher), "teacher", columns)
-        self.more_tokens = teaching.tokenized(self.cache, self.name, self.tokens, source)
-        film = ("known" if source.has_films else "unknown") if self.films else None
-        self.teachers_labels = teaching.labelled(
-            self.cache, self.tokens, self.validation, self.more_tokens, self.ngrams, film
-        )
+        if to_learn_from is not None:
+            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from)
+        self.teachers_labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
         if self.pieces and self.ngrams is not None:
             self.pieces_labels.append(
                 teaching.labelled_pieces(
@@ -160,6 +154,17 @@ class Corpus(SequenceData):
             origin="\n".join(str(path.resolve()) for path in paths),
         )
         self.labels = tuple(json.loads((self.tokens / "classes.json").read_text(encoding="utf-8")))
+
+    def prepare_unlabelled(self) -> teaching.Unlabelled:
+        """Tokenizes the unlabelled texts, or those of the file of labels, if they are not in the cache."""
+        if self.teacher == teaching.NGRAMS:
+            source = self.unlabelled_source()
+        else:
+            columns = [f"p_{name}" for name in self.classes]
+            source = self.unlabelled_documents(Path(self.teacher), "teacher", columns)
+        self.more_tokens = teaching.tokenized(self.cache, self.name, self.tokens, source)
+        film = ("known" if source.has_films else "unknown") if self.films else None
+        return teaching.Unlabelled(self.more_tokens, film)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

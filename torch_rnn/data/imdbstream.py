@@ -53,7 +53,7 @@ class IMDBStream(TextStream):
         parts = [(train, fitted)]
         if self.unlabelled:
             more = teaching.tokenized(self.cache, corpus.name, self.folder, corpus.unlabelled_source())
-            chosen, _ = teaching.choose(self.folder, self.validation, more, "known")
+            chosen, _ = teaching.choose(self.folder, self.validation, teaching.Unlabelled(more, "known"))
             parts.append((read_tokens(more, UNLABELLED), chosen))
         self._parts = {"train": parts, "validation": [(train, held_out)]}
 

@@ -1,4 +1,4 @@
-"""NGrams: logistic regression on the set of a text's unigrams and bigrams.
+"""NGrams: logistic regression on the set of a text's unigrams, bigrams and trigrams.
 
 Each n-gram is weighted by its naive-Bayes log-count ratio (Wang and Manning, 2012, "Baselines and Bigrams").
 With more than two classes there is one regression of each class against the rest, and their probabilities are
@@ -7,40 +7,49 @@ divided by their sum.
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torch_rnn.data.tokens import Tokens
 from torch_rnn.errors import RunError
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 C = 0.3
 """The inverse of the L2 penalty."""
 MIN_DOCUMENTS = 3
-"""The number of training texts in which an n-gram must be."""
-MAX_TOKENS = 1 << 26
+"""The number of labelled texts in which an n-gram must be."""
+SURE = 0.9
+"""The lowest probability with which a text that the model has labelled itself is fitted."""
+ROUNDS = 2
+"""Rounds of self-training."""
+MAX_TOKENS = 1 << 25
 """Limit on the tokens to fit on, because all must be in memory."""
 
 
 class NGrams:
-    """Probabilities of classes from the set of a text's unigrams and bigrams.
+    """Probabilities of classes from the set of a text's n-grams.
 
     Args:
         n_words: The number of different ids.
-        keys: (m,) int64, sorted: a for the unigram of id a, n_words + a * n_words + b for the bigram a b.
+        keys: (m,) int64, sorted: a for the unigram of id a, n_words + a * n_words + b for the bigram a b, and
+            n_words + n_words ** 2 + i * n_words + c for the bigram number i, in their order, and c after it.
         weights: (m, R), the weight of each n-gram in each of R regressions; R is 1 for two classes.
         bias: (R,)
     """
 
     def __init__(self, n_words: int, keys: np.ndarray, weights: np.ndarray, bias: np.ndarray):
         self.n_words, self.keys, self.weights, self.bias = n_words, keys, weights, bias
+        first, last = np.searchsorted(keys, (n_words, n_words + n_words**2))
+        self.bigrams = keys[first:last]
 
     @classmethod
     def fit(cls, tokens: Tokens, rows: np.ndarray, n_words: int, n_classes: int) -> "NGrams":
         """Fits on the documents with the numbers `rows`, or on a pseudo-random part that fits into memory."""
-        regression = _logistic_regression()
-        order = rows[np.argsort(np.asarray(tokens.keys)[rows], kind="stable")]  # the keys are pseudo-random
-        fits_in_memory = np.cumsum(np.diff(tokens.offsets)[order]) <= MAX_TOKENS
-        rows = np.sort(order[fits_in_memory][: _max_documents(n_words)])
+        _logistic_regression()
+        rows = _that_fit_into_memory(tokens, rows, n_words)
         ids, offsets = _take(tokens, rows)
         labels = np.asarray(tokens.labels)[rows]
         if len(present := np.unique(labels)) < n_classes:
@@ -49,20 +58,41 @@ class NGrams:
                 f"{n_classes} have none beside validation, or in other groups: lower validation, or leave "
                 f"the teacher out"
             )
-        documents, keys = _ngrams(ids, offsets, n_words)
-        starts = np.flatnonzero(np.diff(keys, prepend=-1))  # of the runs of equal keys
-        counts = np.diff(starts, append=len(keys))
-        frequent = counts >= MIN_DOCUMENTS
-        if not frequent.any():
+        keys = _frequent(_ngrams(ids, offsets, n_words)[1])
+        if len(keys) == 0:
             raise RunError(
                 f"the teacher ngrams finds no word in {MIN_DOCUMENTS} training texts; leave it out"
             )
-        documents = documents[np.repeat(frequent, counts)]
-        columns = np.repeat(np.arange(frequent.sum()), counts[frequent])
-        targets = [labels == 1] if n_classes == 2 else [labels == c for c in range(n_classes)]
-        fits = [_fit(regression, documents, columns, target) for target in targets]
-        weights, bias = zip(*fits, strict=True)
-        return cls(n_words, keys[starts[frequent]], np.stack(weights, axis=1), np.array(bias))
+        bigrams = keys[keys >= n_words]
+        keys = np.concatenate([keys, _frequent(_trigrams(ids, offsets, n_words, bigrams)[1])])
+        model = cls(n_words, keys, np.empty((len(keys), 0)), np.empty(0))
+        return model._fitted(model._matrix(ids, offsets), np.eye(n_classes)[labels])
+
+    def taught(self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray) -> "NGrams":
+        """Returns a model fitted on the documents `rows` and on unlabelled ones that this model has labelled.
+
+        These are ROUNDS rounds of self-training (Scudder, 1965). The ratios count each unlabelled text by its
+        probabilities; the regression reads those of which the model of the last round is sure.
+
+        Args:
+            more: The unlabelled texts.
+            index: The numbers of those to use.
+        """
+        rows = _that_fit_into_memory(tokens, rows, self.n_words)
+        left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
+        index = _that_fit_into_memory(more, index, self.n_words, left)
+        known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
+        both, labels, model = _stacked(known, unknown), np.asarray(tokens.labels)[rows], self
+        for _ in range(ROUNDS):
+            p = model._probabilities(unknown)
+            model = self._fitted(both, np.concatenate([np.eye(p.shape[1])[labels], p]))
+        return model
+
+    def _fitted(self, x: "csr_matrix", labels: np.ndarray) -> "NGrams":
+        """Returns the model with these n-grams, fitted on documents (n, m) and distributions (n, C)."""
+        columns = labels.T[1:] if labels.shape[1] == 2 else labels.T
+        weights, bias = zip(*(_regression(x, p) for p in columns), strict=True)
+        return NGrams(self.n_words, self.keys, np.stack(weights, axis=1), np.array(bias))
 
     def probabilities(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Returns (n, C) float64 for n texts; text i is ids[offsets[i] : offsets[i + 1]]."""
@@ -72,19 +102,32 @@ class NGrams:
             return np.concatenate(
                 [self.probabilities(ids[part[0] : part[-1]], part - part[0]) for part in halves]
             )
-        documents, keys = _ngrams(ids, offsets, self.n_words)
-        columns = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        known = self.keys[columns] == keys
-        documents, columns = documents[known], columns[known]
-        scores = np.stack(
-            [np.bincount(documents, weights[columns], minlength=n) for weights in self.weights.T], axis=1
-        )
-        p = 1 / (1 + np.exp(-np.clip(scores + self.bias, -500, 500)))
-        return np.concatenate([1 - p, p], axis=1) if p.shape[1] == 1 else p / p.sum(axis=1, keepdims=True)
+        return self._probabilities(self._matrix(ids, offsets))
 
     def label(self, tokens: Tokens) -> np.ndarray:
         """Returns the probabilities (n, C) of all documents."""
         return np.concatenate([self.probabilities(ids, offsets) for _, ids, offsets in tokens.pieces()])
+
+    def _probabilities(self, x: "csr_matrix") -> np.ndarray:
+        p = 1 / (1 + np.exp(-np.clip(x @ self.weights + self.bias, -500, 500)))
+        return np.concatenate([1 - p, p], axis=1) if p.shape[1] == 1 else p / p.sum(axis=1, keepdims=True)
+
+    def _matrix(self, ids: np.ndarray, offsets: np.ndarray) -> "csr_matrix":
+        """Returns which n-grams are in which of n documents, (n, m) zeros and ones."""
+        from scipy.sparse import csc_matrix
+
+        documents, keys = (
+            np.concatenate(arrays)
+            for arrays in zip(
+                _ngrams(ids, offsets, self.n_words),
+                _trigrams(ids, offsets, self.n_words, self.bigrams),
+                strict=True,
+            )
+        )
+        known, columns = _places(keys, self.keys)
+        indptr = np.searchsorted(columns, np.arange(len(self.keys) + 1)).astype(np.int32)
+        arrays = np.ones(len(columns)), documents[known].astype(np.int32), indptr
+        return csc_matrix(arrays, (len(offsets) - 1, len(self.keys))).tocsr()
 
     def save(self, path: Path) -> None:
         arrays = {"keys": self.keys, "weights": self.weights, "bias": self.bias}
@@ -116,18 +159,28 @@ def _take(tokens: Tokens, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(parts), np.concatenate([[0], np.cumsum(np.diff(tokens.offsets)[rows])])
 
 
+def _that_fit_into_memory(
+    tokens: Tokens, rows: np.ndarray, n_words: int, limit: int | None = None
+) -> np.ndarray:
+    """Returns the rows, or a pseudo-random part of them that has at most `limit` tokens."""
+    limit = MAX_TOKENS if limit is None else limit
+    order = rows[np.argsort(np.asarray(tokens.keys)[rows], kind="stable")]  # the keys are pseudo-random
+    fits_in_memory = np.cumsum(np.diff(tokens.offsets)[order]) <= limit
+    return np.sort(order[fits_in_memory][: _max_documents(n_words)])
+
+
 def _max_documents(n_words: int) -> int:
     """Returns the number of documents whose n-grams can be numbered with 62 bits."""
     return (1 << 62) // (n_words * (n_words + 1))
 
 
 def _ngrams(ids: np.ndarray, offsets: np.ndarray, n_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the documents and the keys of their n-grams, each pair once, sorted by key and document.
+    """Returns the documents and the keys of their unigrams and bigrams, sorted by key and document.
 
-    An n-gram with an unknown word is left out.
+    Each pair is there once. An n-gram with an unknown word is left out.
     """
     n, ids = len(offsets) - 1, ids.astype(np.int64)
-    documents = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    documents = np.repeat(np.arange(n), np.diff(offsets))
     known = ids > 0
     pairs = known[:-1] & known[1:] & (documents[:-1] == documents[1:])
     bigrams = n_words + ids[:-1][pairs] * n_words + ids[1:][pairs]
@@ -137,22 +190,55 @@ def _ngrams(ids: np.ndarray, offsets: np.ndarray, n_words: int) -> tuple[np.ndar
     return documents, keys
 
 
-def _fit(
-    regression: type, documents: np.ndarray, columns: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Returns the weights (m,) and the bias of one regression; the columns are sorted."""
-    from scipy.sparse import csc_matrix
+def _trigrams(
+    ids: np.ndarray, offsets: np.ndarray, n_words: int, bigrams: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `_ngrams` does, for the trigrams whose two bigrams are among the sorted `bigrams`."""
+    n, ids = len(offsets) - 1, ids.astype(np.int64)
+    documents = np.repeat(np.arange(n), np.diff(offsets))
+    found, places = _places(n_words + ids[:-1] * n_words + ids[1:], bigrams)
+    number = np.full(len(ids), -1)  # of the bigram that begins here
+    number[:-1][found] = places
+    number[offsets[1:][offsets[1:] > 0] - 1] = -1  # it would go on in the next document
+    here = (number[:-1] >= 0) & (number[1:] >= 0)
+    keys = n_words + n_words**2 + number[:-1][here] * n_words + ids[2:][here[:-1]]
+    documents = documents[:-1][here]
+    order = np.argsort(keys, kind="stable")  # the documents of a key stay sorted
+    keys, documents = keys[order], documents[order]
+    once = (np.diff(keys, prepend=-1) > 0) | (np.diff(documents, prepend=-1) > 0)
+    return documents[once], keys[once]
 
-    m = int(columns[-1]) + 1
-    with_target, without = (
-        1 + np.bincount(columns[target[documents] == value], minlength=m) for value in (True, False)
-    )
+
+def _places(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which keys (n,) are among the sorted ones, and the places there of those that are."""
+    if len(among) == 0:
+        return np.zeros(len(keys), bool), np.empty(0, np.int64)
+    places = np.minimum(np.searchsorted(among, keys), len(among) - 1)
+    found = among[places] == keys
+    return found, places[found]
+
+
+def _frequent(keys: np.ndarray) -> np.ndarray:
+    """Returns the keys that occur MIN_DOCUMENTS times among these, which are sorted."""
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))  # of the runs of equal keys
+    return keys[starts[np.diff(starts, append=len(keys)) >= MIN_DOCUMENTS]]
+
+
+def _stacked(first: "csr_matrix", second: "csr_matrix") -> "csr_matrix":
+    from scipy.sparse import vstack
+
+    return vstack([first, second]).tocsr()
+
+
+def _regression(x: "csr_matrix", p: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the weights (m,) and the bias for documents (n, m) and their probabilities (n,) of a class."""
+    with_target, without = (1 + x.T @ part for part in (p, 1 - p))
     ratios = np.log(with_target / with_target.sum()) - np.log(without / without.sum())
-    indptr = np.searchsorted(columns, np.arange(m + 1))
-    arrays = ratios[columns], documents.astype(np.int32), indptr.astype(np.int32)
-    x = csc_matrix(arrays, (len(target), m)).tocsr()
-    model = regression(C=C, solver="liblinear", dual=True, random_state=0, max_iter=1000)
+    sure = np.maximum(p, 1 - p) >= SURE
+    x = x[sure]
+    x.data *= ratios[x.indices]
+    model = _logistic_regression()(C=C, solver="liblinear", dual=True, random_state=0, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a solution that is nearly converged is as good
-        model.fit(x, target)
+        model.fit(x, p[sure] > 0.5)
     return ratios * model.coef_[0], float(model.intercept_[0])

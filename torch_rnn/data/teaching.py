@@ -14,12 +14,13 @@ import numpy as np
 
 from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import Documents
-from torch_rnn.data.ngrams import MIN_DOCUMENTS, C, NGrams
+from torch_rnn.data.ngrams import MIN_DOCUMENTS, ROUNDS, SURE, C, NGrams
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_unlabelled
 from torch_rnn.data.tokens import (
     PROBABILITIES,
     UNLABELLED,
+    Tokens,
     cut,
     group_key,
     grouped_split,
@@ -28,7 +29,7 @@ from torch_rnn.data.tokens import (
 )
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 """Version of the contents of these folders."""
 NGRAMS = "ngrams"
 """The teacher that is fitted on the training texts."""
@@ -44,6 +45,15 @@ class Source(NamedTuple):
     open: Callable[[], Documents]
     has_films: bool
     """Whether the groups of the texts are films."""
+
+
+class Unlabelled(NamedTuple):
+    """Tokens of unlabelled texts."""
+
+    tokens: Path
+    """Their folder."""
+    film: str | None
+    """Whether the films of the texts are "known" or "unknown"; None where there are none."""
 
 
 class Labels(NamedTuple):
@@ -81,22 +91,27 @@ def tokenized(cache: Path, name: str, tokens: Path, source: Source) -> Path:
     return cached(cache, f"unlabelled-{name}", recipe, make, origin=str(source.path.resolve()))
 
 
-def fitted(cache: Path, tokens: Path, validation: float) -> Path:
-    """Returns the folder with the teacher, which is fitted on the training texts that are not held out."""
-    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+def fitted(cache: Path, tokens: Path, validation: float, more: Unlabelled | None = None) -> Path:
+    """Returns the folder with the teacher, which is fitted on the training texts that are not held out.
+
+    With unlabelled texts it teaches itself with them, too (`NGrams.taught`).
+    """
+    recipe = _recipe(tokens, validation, more)
 
     def make(folder: Path, work: Path) -> None:
         log.info("the teacher %s is fitted on the training texts", NGRAMS)
         train = read_tokens(tokens, "train")
         rows, held_out = grouped_split(train.keys, validation)
-        teacher = NGrams.fit(train, rows, len(words(tokens)), len(classes(tokens)))
+        teacher = _teacher(train, rows, tokens, validation, more)
         teacher.save(folder / "ngrams.npz")
         (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
 
-    return cached(cache, NGRAMS, recipe | {"format": FORMAT}, make)
+    return cached(cache, NGRAMS, recipe, make)
 
 
-def cross_fitted(cache: Path, tokens: Path, validation: float, size: int) -> tuple[np.ndarray, Pieces | None]:
+def cross_fitted(
+    cache: Path, tokens: Path, validation: float, size: int, more: Unlabelled | None = None
+) -> tuple[np.ndarray, Pieces | None]:
     """Returns what teachers say of the training texts that are not held out, (n, C), and of their pieces.
 
     The texts are divided into PARTS parts, group by group. A teacher that is fitted on the other parts labels
@@ -104,8 +119,9 @@ def cross_fitted(cache: Path, tokens: Path, validation: float, size: int) -> tup
 
     Args:
         size: The length of the pieces in tokens; 0 for none.
+        more: As in `fitted`.
     """
-    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+    recipe = _recipe(tokens, validation, more)
 
     def make(folder: Path, work: Path) -> None:
         log.info("%s teachers %s are fitted on the training texts", PARTS, NGRAMS)
@@ -118,7 +134,7 @@ def cross_fitted(cache: Path, tokens: Path, validation: float, size: int) -> tup
             index = _parts_of_texts(document, rows)
             of_pieces = np.empty((len(document), len(classes(tokens))), np.float32)
         for part in range(PARTS):
-            teacher = NGrams.fit(train, rows[parts != part], len(words(tokens)), len(classes(tokens)))
+            teacher = _teacher(train, rows[parts != part], tokens, validation, more)
             texts = rows[parts == part]
             probabilities[texts] = teacher.label(train)[texts]
             if size:
@@ -128,9 +144,27 @@ def cross_fitted(cache: Path, tokens: Path, validation: float, size: int) -> tup
         if size:
             _save_pieces(folder, Pieces(pieces.offsets, index, of_pieces[index]))
 
-    recipe |= {"parts": PARTS, "pieces": size, "format": FORMAT}
+    recipe |= {"parts": PARTS, "pieces": size}
     folder = cached(cache, "cross-fitted", recipe, make)
     return np.load(folder / f"{PROBABILITIES}.npy"), _load_pieces(folder) if size else None
+
+
+def _recipe(tokens: Path, validation: float, more: Unlabelled | None) -> dict[str, Any]:
+    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+    if more is not None:
+        recipe |= {"unlabelled": more.tokens.name, "film": more.film, "rounds": ROUNDS, "sure": SURE}
+    return recipe | {"format": FORMAT}
+
+
+def _teacher(
+    train: Tokens, rows: np.ndarray, tokens: Path, validation: float, more: Unlabelled | None
+) -> NGrams:
+    """Returns the teacher that is fitted on these rows of the training texts, and on unlabelled texts."""
+    teacher = NGrams.fit(train, rows, len(words(tokens)), len(classes(tokens)))
+    if more is None:
+        return teacher
+    index, _ = choose(tokens, validation, more)
+    return teacher.taught(train, rows, read_tokens(more.tokens, UNLABELLED), index)
 
 
 def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: Path, size: int) -> Pieces:
@@ -148,23 +182,21 @@ def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: P
 
 
 def labelled(
-    cache: Path, tokens: Path, validation: float, unlabelled: Path, teacher: Path | None, film: str | None
+    cache: Path, tokens: Path, validation: float, unlabelled: Unlabelled, teacher: Path | None
 ) -> Labels:
     """Returns the labels of the unlabelled texts; those of the texts themselves where teacher is None.
 
     Texts about a held-out film, or equal to a held-out or a labelled text, are left out. Texts with the same
     tokens are equal.
-
-    Args:
-        film: Whether the films of the unlabelled texts are "known" or "unknown"; None where there are none.
     """
-    recipe = {"tokens": tokens.name, "validation": validation, "unlabelled": unlabelled.name, "film": film}
+    recipe = {"tokens": tokens.name, "validation": validation, "unlabelled": unlabelled.tokens.name}
+    recipe["film"] = unlabelled.film
 
     def make(folder: Path, work: Path) -> None:
-        more = read_tokens(unlabelled, UNLABELLED)
-        index, left_out = choose(tokens, validation, unlabelled, film)
+        more = read_tokens(unlabelled.tokens, UNLABELLED)
+        index, left_out = choose(tokens, validation, unlabelled)
         if teacher is None:
-            probabilities = np.load(unlabelled / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
+            probabilities = np.load(unlabelled.tokens / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
         else:
             probabilities = NGrams.load(teacher / "ngrams.npz").label(more)
         np.save(folder / "index.npy", index)
@@ -248,10 +280,11 @@ def _load_pieces(folder: Path) -> Pieces:
 
 
 def choose(
-    tokens: Path, validation: float, unlabelled: Path, film: str | None
+    tokens: Path, validation: float, unlabelled: Unlabelled
 ) -> tuple[np.ndarray, dict[str, int | None]]:
     """Returns the numbers of the texts that are not left out, and how many are, by reason."""
-    train, more = read_tokens(tokens, "train"), read_tokens(unlabelled, UNLABELLED)
+    train, more = read_tokens(tokens, "train"), read_tokens(unlabelled.tokens, UNLABELLED)
+    film = unlabelled.film
     rows, held_out = grouped_split(train.keys, validation)
     keys, more_keys = train.text_keys(), more.text_keys()
     same_film = np.isin(more.keys, train.keys[held_out]) & (film == "known")

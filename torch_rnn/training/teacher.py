@@ -33,19 +33,20 @@ class Teacher(Protocol):
 
 
 class NGramTeacher:
-    """Logistic regression on unigrams and bigrams (Wang and Manning, 2012), fitted on labelled texts.
+    """The `NGrams` that are fitted on labelled and unlabelled texts.
 
     It is the teacher of a training with `data.teacher` ngrams: it is taken from the same cache, and what
     validation holds out is held out of it, too.
 
     Args:
-        data: The labelled texts.
+        data: Labelled texts, and unlabelled ones.
     """
 
     def __init__(self, data: Corpus):
         data.prepare_tokens()
         self.classes = tuple(data.classes)
-        self.model = NGrams.load(fitted(data.cache, data.tokens, data.validation) / "ngrams.npz")
+        folder = fitted(data.cache, data.tokens, data.validation, data.prepare_unlabelled())
+        self.model = NGrams.load(folder / "ngrams.npz")
         self.vocabulary = Vocabulary(words(data.tokens))
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from torch_rnn.data.batches import Batch
 from torch_rnn.losses import cross_entropy
+from torch_rnn.nn.members import member_logits
 from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.trained_rnn import cosine
 
@@ -117,7 +118,32 @@ def test_cosine_schedule():
 def test_refuses_bad_settings():
     with pytest.raises(ValueError, match="learning_rate is 0; it must be above 0"):
         Classifier(9, 5, learning_rate=0)
+    with pytest.raises(ValueError, match="members is 2; it must divide hidden_size, 5, evenly"):
+        Classifier(9, 5, members=2)
+    with pytest.raises(ValueError, match="members is 2; with start_from it must be 1"):
+        Classifier(9, 6, members=2, start_from="a run")
     with pytest.raises(ValueError, match="optimizer is 'lion'; it must be adam, adamw or sgd"):
         Classifier(9, 5, optimizer="lion")
     with pytest.raises(ValueError, match="schedule is 'step'; it must be constant or cosine"):
         Classifier(9, 5, schedule="step")
+
+
+def test_members_are_trained_apart_and_scored_as_one(tmp_path):
+    seed_everything(0)
+    model = Classifier(9, 6, 1, members=2, learning_rate=0.1)
+    apart = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)) == 0
+    before = model.rnn.Whh.clone()
+    batches = [batch(8, "last", seed) for seed in range(4)]
+    training = trainer(tmp_path)
+    training.fit(model, Data(batches))
+    assert (before[apart] == 0).all()
+    assert torch.equal(model.rnn.Whh[apart], before[apart])
+    assert not torch.isclose(model.rnn.Whh, before)[~apart].any()
+    x, lengths, labels, *_ = batches[0]
+    model.train()
+    losses = [cross_entropy(y, labels).mean() for y in member_logits(model.rnn, 2, x, lengths)]
+    loss, *_ = model._passes(x, lengths, labels, None)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    (found,) = training.test(model, Data([batches[0]]), verbose=False)
+    assert found["test/loss"] == pytest.approx(cross_entropy(model.rnn(x, lengths), labels).mean().item())
+    assert found["test/loss"] < torch.stack(losses).mean()  # by convexity

@@ -3,11 +3,13 @@
 from contextlib import nullcontext
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
+from torch_rnn.nn.members import joined, member_logits
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 from torch_rnn.training.graphed import widened
@@ -27,6 +29,9 @@ class Classifier(TrainedRNN):
         output_size: the number of outputs; null for what the classes need: 1 for two of them.
         num_layers: the number of recurrences on top of each other.
         bidirectional: gives each layer a second recurrence, from the last step to the first.
+        members: the number of RNNs of hidden_size / members units each, which are trained by losses of their
+            own from other initial weights. Together they are one RNN, whose logits are the mean of theirs:
+            its weights are in blocks. Validation, test and the saved model use it as a whole.
         nonlinearity: of the recurrence.
         dropout: the probability of zeroing each number that a layer passes to the next.
         recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
@@ -58,6 +63,7 @@ class Classifier(TrainedRNN):
         output_size: int | None = 1,
         num_layers: int = 1,
         bidirectional: bool = False,
+        members: int = 1,
         nonlinearity: Literal["tanh", "relu", "linear"] = "tanh",
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -76,19 +82,28 @@ class Classifier(TrainedRNN):
         super().__init__(
             optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate, cuda_graph
         )
-        self.rnn = RNN(
-            input_size,
-            hidden_size,
-            (1 if n_classes == 2 else n_classes) if output_size is None else output_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            nonlinearity=nonlinearity,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            readout=readout,
-            init=init,
-            backend=backend,
-        )
+        if members < 1 or hidden_size % members:
+            raise ValueError(f"members is {members}; it must divide hidden_size, {hidden_size}, evenly")
+        if members > 1 and start_from is not None:
+            raise ValueError(f"members is {members}; with start_from it must be 1")
+        self.members = members
+        rnns = [
+            RNN(
+                input_size,
+                hidden_size // members,
+                (1 if n_classes == 2 else n_classes) if output_size is None else output_size,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                nonlinearity=nonlinearity,
+                dropout=dropout,
+                recurrent_dropout=recurrent_dropout,
+                readout=readout,
+                init=init,
+                backend=backend,
+            )
+            for _ in range(members)
+        ]
+        self.rnn = rnns[0] if members == 1 else joined(rnns)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.rnn(x, lengths)
@@ -114,11 +129,19 @@ class Classifier(TrainedRNN):
         return self._mean(total, scored if of_all is None else of_all), total.detach(), hits, scored
 
     def _score(self, x: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Returns sums over this process's outputs: the loss, the right ones, and their number."""
+        """Returns sums over this process's outputs: the loss, the right ones, and their number.
+
+        In training the loss is the mean of the members' losses.
+        """
         # SequenceData has checked all values once.
         with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
-            logits = self.rnn(x, lengths)
-            losses = cross_entropy(logits, labels)
+            if self.training and self.members > 1:
+                of_members = member_logits(self.rnn, self.members, x, lengths)
+                logits = torch.stack(of_members).detach().mean(dim=0)
+                losses = torch.stack([cross_entropy(y, labels) for y in of_members]).mean(dim=0)
+            else:
+                logits = self.rnn(x, lengths)
+                losses = cross_entropy(logits, labels)
         hits = most_probable(logits) == most_probable_label(labels)
         if self.rnn.readout == "every":
             real = real_steps(lengths, x.shape[1])
@@ -126,6 +149,10 @@ class Classifier(TrainedRNN):
         else:
             scored = losses.numel()
         return losses.sum(), hits.sum(), scored
+
+    def _rate(self, name: str) -> float:
+        # A member's share in the mean is one of `members`, so the steps of Why are as much smaller.
+        return super()._rate(name) / (self.members if name == "Why" else 1)
 
     def _means(self, loss: Tensor, hits: Tensor, scored: Tensor) -> dict[str, Tensor]:
         return {"loss": loss / scored, "accuracy": hits / scored}

@@ -122,15 +122,18 @@ class TrainedRNN(LightningModule):
     def _groups(self) -> list[dict[str, Any]]:
         """Returns the parameters in groups of one learning rate and one weight decay each."""
         groups: dict[tuple[float, float], list[Tensor]] = {}
-        taken = self.started.taken if self.started and self.start_learning_rate is not None else ()
         for name, parameter in self.rnn.named_parameters():
-            rate = self.start_learning_rate if name in taken else self.learning_rate
             decay = self.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((self._rate(name), decay), []).append(parameter)
         return [
             {"params": parameters, "lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ]
+
+    def _rate(self, name: str) -> float:
+        """Returns the learning rate of the parameter with this name."""
+        taken = self.started.taken if self.started and self.start_learning_rate is not None else ()
+        return self.start_learning_rate if name in taken else self.learning_rate
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self._graphed is None:

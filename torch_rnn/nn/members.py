@@ -1,0 +1,96 @@
+"""Several RNNs as one. If its weights are in blocks, an RNN's logits are the mean of those of its members.
+
+    h = [h_1; h_2]      Whh = [Whh_1 0; 0 Whh_2]      Wxh = [Wxh_1; Wxh_2]      y = mean of (Why_k h_k + by_k)
+
+So an ensemble of plain RNNs is a plain RNN, with as many units as they have together.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_rnn.nn.layers import Weights, layered
+from torch_rnn.nn.module import RNN
+from torch_rnn.nn.readout import read
+
+
+@torch.no_grad()
+def joined(rnns: Sequence[RNN]) -> RNN:
+    """Returns an RNN whose logits are the mean of those of the given ones, with copies of their weights.
+
+    Raises ValueError where they differ in more than hidden_size and the initial weights' scale.
+    """
+    first, n = rnns[0], len(rnns)
+    alike = [_alike(rnn) for rnn in rnns]
+    if any(settings != alike[0] for settings in alike):
+        raise ValueError(f"the RNNs have the settings {alike}; they must be equal but for hidden_size")
+    like = {"backend": first.backend, "device": first.Why.device, "dtype": first.Why.dtype}
+    whole = RNN(**{**first.settings, "hidden_size": sum(rnn.hidden_size for rnn in rnns)}, **like)
+    directions = len(first.names[0])
+    for layer, names in enumerate(first.names):
+        for name in names:
+            inputs, recurrent = ([getattr(rnn, kind + name) for rnn in rnns] for kind in ("Wxh", "Whh"))
+            Wxh = _in_blocks(inputs, directions) if layer else torch.cat(inputs)
+            getattr(whole, "Wxh" + name).copy_(Wxh)
+            getattr(whole, "Whh" + name).copy_(torch.block_diag(*recurrent))
+            if first.bias:
+                getattr(whole, "bh" + name).copy_(torch.cat([getattr(rnn, "bh" + name) for rnn in rnns]))
+    parts = [rnn.Why.unflatten(1, (directions, -1)) for rnn in rnns]
+    whole.Why.copy_(torch.cat(parts, dim=2).flatten(1) / n)
+    if first.bias:
+        whole.by.copy_(torch.stack([rnn.by for rnn in rnns]).mean(dim=0))
+    return whole
+
+
+def member_logits(rnn: RNN, n: int, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    """Returns the logits of the n members of equal size of an RNN that is in blocks, which share by.
+
+    Their mean is rnn(x, lengths). What is outside of the blocks is not read.
+    """
+    size, directions = rnn.hidden_size // n, len(rnn.names[0])
+    weights: list[list[list[Weights]]] = [[] for _ in range(n)]  # of each member, layer and direction
+    for layer, names in enumerate(rnn.names):
+        blocks = [_blocks(rnn, name, n, directions if layer else 0) for name in names]
+        for k, member in enumerate(weights):
+            member.append([of_direction[k] for of_direction in blocks])
+    Why = rnn.Why.unflatten(1, (directions, n, size)).unbind(2)
+    dropout = partial(F.dropout, p=rnn.dropout) if rnn.training and rnn.dropout else None
+    settings = {"nonlinearity": rnn.nonlinearity, "backend": rnn.backend, "recompute": rnn.recompute}
+    reduce = None if rnn.readout == "every" else partial(read, rnn.readout)
+    logits = []
+    for k in range(n):
+        h, _ = layered(x, weights[k], None, lengths, dropout=dropout, reduce=reduce, **settings)
+        y = h @ (n * Why[k].flatten(1)).t()
+        logits.append(y if rnn.by is None else y + rnn.by)
+    return logits
+
+
+def _blocks(rnn: RNN, name: str, n: int, directions: int) -> list[Weights]:
+    """Returns the weights of the members; directions is 0 for the first layer, which reads x."""
+    Wxh, bh, Whh = (getattr(rnn, kind + name) for kind in ("Wxh", "bh", "Whh"))
+    size = rnn.hidden_size // n
+    inputs = Wxh.split(size)
+    if directions:
+        inputs = [
+            part.unflatten(1, (directions, n, size))[:, :, k].flatten(1) for k, part in enumerate(inputs)
+        ]
+    recurrent = [part[:, k * size : (k + 1) * size] for k, part in enumerate(Whh.split(size))]
+    biases = [None] * n if bh is None else bh.split(size)
+    return [
+        Weights(Wxh, bh, F.dropout(Whh, rnn.recurrent_dropout, rnn.training))
+        for Wxh, bh, Whh in zip(inputs, biases, recurrent, strict=True)
+    ]
+
+
+def _in_blocks(inputs: Sequence[Tensor], directions: int) -> Tensor:
+    """Returns the Wxh of an upper layer, whose input has the states of all members direction by direction."""
+    parts = [Wxh.unflatten(1, (directions, -1)) for Wxh in inputs]
+    return torch.cat([torch.block_diag(*(part[:, d] for part in parts)) for d in range(directions)], dim=1)
+
+
+def _alike(rnn: RNN) -> dict:
+    scales = ("hidden_size", "input_scale", "recurrent_scale", "init")
+    return {name: value for name, value in rnn.settings.items() if name not in scales}

@@ -20,7 +20,7 @@ RAGGED = {  # the last batch has one row, so that one of two processes has none
     "trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False,
     "trainer.accelerator": "cpu", "trainer.precision": "64-true", "checkpoint.seconds": 0.2,
 }  # fmt: skip
-LONGER = RAGGED | {"data.train": 3961}
+LONGER = RAGGED | {"data.train": 3961, "model.members": 2}
 
 
 def together(folder: Path, processes: int, settings: dict[str, object]) -> list[BaseProcess]:

@@ -19,11 +19,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo's processe
 
 
 @pytest.mark.parametrize("world", [2, 3, 40])
-@pytest.mark.parametrize("kind", ["ragged", "listed", "every"])
+@pytest.mark.parametrize("kind", ["ragged", "listed", "every", "distributions"])
 def test_the_parts_of_a_batch_are_the_batch(world, kind):
     rng, n = np.random.default_rng(0), 33
     rows = [rng.integers(1, 9, size=int(length)) for length in rng.integers(0, 7, size=n)]
     labels = [np.ones(len(row), dtype=int) for row in rows] if kind == "every" else rng.integers(2, size=n)
+    if kind == "distributions":  # as the labels of teachers are
+        labels = rng.dirichlet((1, 1), size=n).astype(np.float32)
     if kind == "ragged":
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
         rows = RaggedSequences(np.concatenate(rows), offsets, np.arange(n), maxlen=5, max_features=8)

@@ -1,0 +1,383 @@
+"""Training with the labels of the n-gram teacher, of unlabelled texts, labelled ones, and pieces of both."""
+
+import json
+
+import numpy as np
+import pytest
+from made_reviews import reviews, write_archive
+from test_documents import write_folder, write_lines, write_parquet, write_table
+from test_faults import mutant
+
+from torch_rnn.data import teaching, tokens
+from torch_rnn.data.grammar import corpus
+from torch_rnn.data.imdb import IMDB
+from torch_rnn.data.ngrams import NGrams
+from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.errors import RunError
+
+
+def text_rows(n, seed, classes=("bad", "good")):
+    texts, labels = corpus(n, seed)
+    return [
+        (f"{text} {seed}x{i}", classes[label])
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Files of labelled and of unlabelled texts; three of the latter are among the labelled ones."""
+    train = text_rows(100, 1)
+    write_table(tmp_path / "train.csv", train)
+    write_table(tmp_path / "test.csv", text_rows(20, 2))
+    more = [(f" {train[i][0].upper()} ", "?") for i in range(3)] + text_rows(30, 3)
+    write_table(tmp_path / "more.csv", more)
+    return tmp_path
+
+
+def texts(files, more="more.csv", **settings):
+    settings = {"unlabelled": str(files / more), "teacher": "ngrams", **settings}
+    if settings["teacher"] != "ngrams":
+        del settings["unlabelled"]
+    data = TextFiles(
+        str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"), **settings
+    )
+    data.setup()
+    return data
+
+
+def test_unlabelled_texts_get_the_teachers_labels(files):
+    plain = TextFiles(str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"))
+    plain.setup()
+    assert plain.facts() == {"labelled": 90, "unlabelled": 0, "left_out": {}, "teacher": None}
+    data = texts(files)
+    facts = data.facts()
+    left_out = facts.pop("left_out")
+    assert left_out["held-out text"] + left_out["labelled text"] == sum(left_out.values()) == 3
+    teacher = facts.pop("teacher")
+    assert facts == {"labelled": 90, "unlabelled": 33}
+    assert (teacher["name"], teacher["labels"]) == ("ngrams", 30)
+    sequences, labels = data.splits["train"]
+    assert labels.shape == (120, 2)
+    for i in range(90):  # gold labels stay
+        assert sequences[i].tolist() == plain.splits["train"][0][i].tolist()
+        assert labels[i].tolist() == np.eye(2)[plain.splits["train"][1][i]].tolist()
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    more = tokens.read_tokens(data.more_tokens, tokens.UNLABELLED)
+    np.testing.assert_allclose(labels[90:], model.label(more)[3:], atol=1e-7)
+    for split in ("validation", "test"):
+        held_out, right = data.splits[split]
+        assert held_out.lengths.tolist() == plain.splits[split][0].lengths.tolist()
+        offsets = np.concatenate([[0], np.cumsum(held_out.lengths)])
+        p = model.probabilities(np.concatenate([*held_out]), offsets)
+        assert teacher[split] == (p.argmax(1) == right).mean()
+
+
+def fitted_on(data, rows):
+    """Returns the teacher that is fitted on these rows of the training texts."""
+    train = tokens.read_tokens(data.tokens, "train")
+    model = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
+    if data.more_tokens is None:
+        return model
+    more = tokens.read_tokens(data.more_tokens, "unlabelled")
+    return model.taught(train, rows, more, data.teachers_labels.index)
+
+
+def test_the_teacher_does_not_see_what_validation_holds_out(files):
+    data = texts(files)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    expected = fitted_on(data, fitted)
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    assert np.array_equal(model.keys, expected.keys)
+    assert np.array_equal(model.weights, expected.weights)
+
+
+def test_temperature_confidence_and_weight(files):
+    p = texts(files).splits["train"][1][90:].astype(float)
+    sharp = p**2 / (p**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(texts(files, temperature=0.5).splits["train"][1][90:], sharp, atol=1e-6)
+    hard = texts(files, temperature=0.0, teacher_weight=0.25).splits["train"][1]
+    assert np.array_equal(hard[90:], 0.25 * np.eye(2)[p.argmax(1)])
+    assert (hard[:90].sum(1) == 1).all()
+    level = float(np.median(p.max(1)))
+    sure = texts(files, confidence=level)
+    assert np.array_equal(sure.splits["train"][1][90:], p[p.max(1) >= level].astype(np.float32))
+    assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
+
+
+@pytest.mark.parametrize("teacher", [None, "ngrams"])
+def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, teacher):
+    plain = texts(files, teacher=None)
+    data = texts(files, teacher=teacher, distillation=0.25, temperature=0.5)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    expected = np.empty((90, 2))
+    for part in range(5):
+        found = fitted_on(data, fitted[parts != part]).label(train)
+        expected[parts == part] = found[fitted[parts == part]]
+    sharp = expected**2 / (expected**2).sum(1, keepdims=True)
+    gold = plain.splits["train"][1]
+    labels = data.splits["train"][1]
+    more = texts(files, temperature=0.5).splits["train"][1][90:] if teacher else np.empty((0, 2))
+    assert np.array_equal(labels[90:], more)
+    np.testing.assert_allclose(labels[:90], 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
+    accuracy = (expected.argmax(1) == gold).mean()
+    assert data.facts()["distillation"] == {"name": "ngrams", "accuracy": accuracy}
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][1], plain.splits[split][1])
+
+
+def test_parts_have_whole_groups_and_about_as_many_documents():
+    keys = np.random.default_rng(0).integers(40, size=1000).astype(np.uint64)
+    parts = tokens.parts_of_groups(keys, 5)
+    assert all(len(np.unique(parts[keys == key])) == 1 for key in np.unique(keys))
+    assert np.abs(np.bincount(parts, minlength=5) - 200).max() <= np.bincount(keys.astype(int)).max()
+    assert tokens.parts_of_groups(np.array([7, 7], np.uint64), 5).tolist() == [0, 0]
+
+
+def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
+    data = texts(files, distillation=0.5, pieces=4, temperature=0.5, teacher_weight=0.25)
+    whole = texts(files, distillation=0.5, temperature=0.5, teacher_weight=0.25)
+    sequences, labels = data.splits["train"]
+    assert np.array_equal(labels[:120], whole.splits["train"][1])
+    assert np.array_equal(sequences.lengths[:120], whole.splits["train"][0].lengths)
+    train = tokens.read_tokens(data.tokens, "train")
+    fitted, _ = tokens.grouped_split(train.keys, 0.1)
+    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
+    models, number = [fitted_on(data, fitted[parts != part]) for part in range(5)], 120
+    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
+    for i, teacher in enumerate(teachers):
+        text = whole.splits["train"][0][i]
+        n = round(len(text) / 4)
+        pieces = [sequences[j] for j in range(number, number + n)] if n > 1 else []
+        if pieces:
+            assert np.concatenate(pieces).tolist() == text.tolist()
+        for piece in pieces:
+            p = teacher.probabilities(piece, np.array([0, len(piece)]))[0] ** 2
+            np.testing.assert_allclose(labels[number], 0.25 * p / p.sum(), atol=1e-6)
+            number += 1
+    assert number == len(labels) > 120
+    assert data.facts()["teacher"] == whole.facts()["teacher"]
+    assert data.facts()["distillation"]["pieces"] == number - 120
+    for split in ("validation", "test"):
+        assert np.array_equal(data.splits[split][0].lengths, whole.splits[split][0].lengths)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("_teacher(train, rows[parts != part], ", "_teacher(train, rows, "),
+        ("of_pieces[unseen] = teacher.label(pieces)[unseen]", "of_pieces[:] = teacher.label(pieces)"),
+        ("np.isin(document, texts) & (", "np.isin(document, texts) | ("),
+        ("(1 - weight) * gold + weight * softened", "weight * gold + (1 - weight) * softened"),
+    ],
+)
+def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wrong):
+    twin = mutant(teaching, right, wrong)
+    for name in ("cross_fitted", "labelled_pieces", "mixed"):
+        monkeypatch.setattr(teaching, name, getattr(twin, name))
+
+    def check():
+        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, None)
+        test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
+
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_pieces_of_a_document_are_nearly_equal_in_length():
+    offsets = np.array([0, 1, 1, 10, 31])
+    documents = tokens.Tokens(np.arange(31), offsets, np.arange(4), np.arange(4).astype(np.uint64))
+    pieces, document = tokens.cut(documents, 6)
+    assert document.tolist() == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert pieces.offsets.tolist() == [0, 1, 1, 5, 10, 15, 20, 25, 31]
+    assert pieces.labels.tolist() == pieces.keys.tolist() == document.tolist()
+
+
+def test_each_stage_is_made_once(files, monkeypatch):
+    first = texts(files, distillation=0.5, pieces=4)
+    for name in ("write_unlabelled", "NGrams"):
+        monkeypatch.setattr(teaching, name, None)
+    changed = {"temperature": 0.5, "confidence": 0.6, "distillation": 0.3}  # they need no new labels
+    again = texts(files, pieces=4, **changed)
+    assert again.labels == first.labels
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_a_file_of_probabilities_is_a_teacher(files, kind):
+    rows = text_rows(30, 3)
+    p = np.random.default_rng(0).random(30).round(3)
+    if kind == ".csv":
+        lines = [f'"{text}",{q},{1 - q}' for (text, _), q in zip(rows, p, strict=True)]
+        (files / "soft.csv").write_text("\n".join(["text,p_good,p_bad", *lines]))
+    elif kind == ".jsonl":
+        objects = [
+            {"text": t, "p_good": q, "p_bad": 1 - q} for (t, _), q in zip(rows, p.tolist(), strict=True)
+        ]
+        (files / "soft.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = {"text": [text for text, _ in rows], "p_good": p, "p_bad": 1 - p}
+        pq.write_table(pa.table(table), files / "soft.parquet", row_group_size=7)
+    data = texts(files, teacher=str(files / f"soft{kind}"))
+    np.testing.assert_allclose(data.splits["train"][1][90:], np.stack([1 - p, p], 1), atol=1e-6)
+    teacher = {"name": str(files / f"soft{kind}"), "validation": None, "test": None, "labels": 30}
+    assert data.facts()["teacher"] == teacher
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ""])
+def test_unlabelled_texts_in_every_format(files, kind):
+    write = {".jsonl": write_lines, ".parquet": write_parquet, "": write_folder}[kind]
+    write(files / f"other{kind}", text_rows(30, 3))
+    if kind == "":
+        (files / "other" / "loose.txt").write_text("a good film")
+    assert texts(files, f"other{kind}").facts()["teacher"]["labels"] == 30 + (kind == "")
+
+
+@pytest.mark.parametrize("pieces", [0, 4])
+def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch, pieces):
+    whole = texts(files, pieces=pieces)
+    for limit in (0, 4 * whole.splits["train"][0].flat.size // 2):  # both on disk, then the first one alone
+        monkeypatch.setattr(tokens, "MAX_IN_MEMORY", limit)
+        data = texts(files, pieces=pieces)
+        sequences, expected = data.splits["train"][0], whole.splits["train"][0]
+        assert isinstance(sequences.flat, tokens.JoinedIds)
+        assert [row.tolist() for row in sequences] == [row.tolist() for row in expected]
+        for batch, same in zip(data.train_dataloader(), whole.train_dataloader(), strict=True):
+            assert np.array_equal(batch.x, same.x)
+        assert data.ngrams == whole.ngrams
+        assert data.facts() == whole.facts()
+
+
+def imdb(folder, files, unlabelled, films=None, **settings):
+    write_archive(folder / "aclImdb.tar.gz", files)
+    more = {f"train/unsup/{i}_0.txt": text.encode() for i, text in enumerate(unlabelled)}
+    if films:
+        more["train/urls_unsup.txt"] = "\n".join(films).encode()
+    write_archive(folder / "aclImdb-unsup.tar.gz", more)
+    settings = {"validation": 0.2, "teacher": "ngrams", **settings}
+    data = IMDB(root=str(folder), cache=str(folder / "cache"), **settings)
+    data.setup()
+    return data
+
+
+def test_unlabelled_reviews_of_held_out_films_are_left_out(tmp_path, caplog):
+    files = reviews(30, 6)
+    unlabelled = [text for text, _ in text_rows(30, 5)]
+    films = [f"film{i // 3}" for i in range(30)]  # the films of the labelled reviews
+    data = imdb(tmp_path / "films", files, unlabelled, films)
+    train = tokens.read_tokens(data.tokens, "train")
+    held_out = set(train.keys[tokens.grouped_split(train.keys, 0.2)[1]].tolist())
+    n = sum(tokens.group_key(film) in held_out for film in films)
+    assert n >= 3
+    assert data.facts()["left_out"] == {"held-out text": 0, "labelled text": 0, "held-out film": n}
+    assert data.facts()["teacher"]["labels"] == 30 - n
+    assert "does not name the films" not in caplog.text
+    equal = [files[f"train/pos/{i}_{i % 10}.txt"].decode() for i in range(30)]
+    data = imdb(tmp_path / "texts", files, unlabelled + equal)
+    left_out = data.facts()["left_out"]
+    assert left_out["held-out film"] is None
+    assert left_out["held-out text"] + left_out["labelled text"] == 30
+    assert left_out["held-out text"] >= 3
+    assert (
+        "does not name the films of the unlabelled reviews (train/urls_unsup.txt is missing)" in caplog.text
+    )
+
+
+def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
+    from made_reviews import write_folder
+
+    more = {"train/unsup/0_0.txt": b"a good film", "train/urls_unsup.txt": b"film0\n"}
+    write_folder(tmp_path, reviews(30, 6) | more)
+    for root in (tmp_path, tmp_path / "aclImdb"):
+        data = IMDB(root=str(root), cache=str(tmp_path / "cache"), teacher="ngrams")
+        data.prepare_data()
+        assert data.teachers_labels.texts == 1
+    file = write_table(tmp_path / "more.csv", text_rows(9, 4))
+    data = IMDB(root=str(tmp_path), cache=str(tmp_path / "cache"), teacher="ngrams", unlabelled=str(file))
+    data.prepare_data()
+    assert data.teachers_labels.texts == 9
+    assert data.teachers_labels.left_out["held-out film"] is None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unlabelled": "x.csv"}, "unlabelled is x.csv, and there is no teacher; set teacher to ngrams or a"),
+        ({"temperature": 0.5}, "temperature is 0.5, and there is no teacher"),
+        ({"confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
+        ({"distillation": 0.5, "confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
+        ({"pieces": -1}, "pieces is -1; it must be at least 0"),
+        ({"distillation": -0.1}, r"distillation is -0.1; it must be in 0\.\.1"),
+        ({"distillation": 1.1}, r"distillation is 1.1; it must be in 0\.\.1"),
+        ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),
+        ({"teacher": "ngrams", "temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"teacher": "ngrams", "confidence": 1.0}, "confidence is 1.0; it must be at least 0 and below 1"),
+        ({"teacher": "ngrams", "teacher_weight": 0.0}, "teacher_weight is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_are_out_of_range_are_refused(settings, message):
+    for make in (IMDB, lambda **settings: TextFiles("a.csv", "b.csv", **settings)):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("a.csv", "text,p_bad\nx,1\n", "a.csv has the columns text, p_bad, and no p_good; scripts/label.py"),
+        ("a.csv", "text,p_bad,p_good\nx,1,?\n", r"line 2 has p_good '\?'; it must be a number from 0 to 1"),
+        ("a.csv", "text,p_bad,p_good\nx,1.5,-0.5\n", "line 2 has p_bad '1.5'; it must be a number from 0"),
+        (
+            "a.jsonl",
+            '{"text": "x", "p_bad": 0.5, "p_good": 0.3}',
+            "line 1 has probabilities with the sum 0.8",
+        ),
+        ("a.jsonl", '{"text": "x", "p_bad": 0.5}', "line 1 is no object with text and p_bad and p_good; scr"),
+        ("a.jsonl", '{"text": "x", "p_bad": NaN, "p_good": 1}', "line 1 has p_bad nan; it must be a number"),
+        ("folder", "", "folder is a folder, which has no probabilities; it must be a .csv, .tsv, .jsonl or"),
+        ("missing.csv", None, "missing.csv does not exist"),
+    ],
+)
+def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, message):
+    if name == "folder":
+        write_folder(files / name)
+    elif contents is not None:
+        (files / name).write_text(contents)
+    with pytest.raises(RunError, match=message):
+        texts(files, teacher=str(files / name))
+
+
+@pytest.mark.bad_input
+def test_labelled_texts_that_are_too_few_for_cross_fitting_are_refused(tmp_path):
+    write_table(tmp_path / "train.csv", [("a b c", "bad"), ("a b d", "good"), ("a b e", "bad")])
+    write_table(tmp_path / "test.csv", [("a b c", "bad"), ("a b d", "good")])
+    given = (str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
+    with pytest.raises(RunError, match="1 of 2 have none beside validation, or in other groups: lower valid"):
+        TextFiles(*given, cache=str(tmp_path / "cache"), validation=0.3, distillation=0.5).setup()
+
+
+@pytest.mark.bad_input
+def test_unlabelled_texts_that_are_missing_are_refused(files, tmp_path):
+    with pytest.raises(
+        RunError, match=r"the teacher ngrams has no texts to label; name some with --data\.un"
+    ):
+        texts(files, unlabelled=None)
+    write_archive(tmp_path / "aclImdb.tar.gz", reviews(12, 6))
+    (files / "empty.csv").write_text("text\n")
+    with pytest.raises(RunError, match="the unlabelled data hold no document"):
+        texts(files, "empty.csv")
+    (files / "other.csv").write_text("review\nx\n")
+    with pytest.raises(RunError, match=r"no text; name yours with --data\.text_column$"):
+        texts(files, "other.csv")
+    (files / "folder").mkdir()
+    with pytest.raises(RunError, match=r"folder has no \.txt files and no \.parquet files"):
+        texts(files, "folder")

@@ -96,7 +96,7 @@ def to_check(runs: Sequence[Run]) -> list[Run]:
 def refusal(run: Run, script: Path, fixed: list[str]) -> str:
     """Returns the error with which the script refuses the settings, empty where it accepts them."""
     checked = subprocess.run(
-        [sys.executable, str(script), *fixed, *run_arguments(run), "--check"],
+        [sys.executable, str(script), *fixed, *run_arguments(run), "--resume", "auto", "--check"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

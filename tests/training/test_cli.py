@@ -122,6 +122,9 @@ def test_a_finished_run_is_never_overwritten(finished, capsys):
     assert "holds a finished run; delete it, name another with --trainer.default_root_dir, or see its" in (
         capsys.readouterr().err
     )
+    assert quickstart(finished, "--check") == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert quickstart(finished, "--check", "--resume", "auto") == 0
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
@@ -129,8 +132,10 @@ def test_a_finished_run_is_never_overwritten(finished, capsys):
 def test_an_unfinished_run_is_not_lost_without_asking(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    assert quickstart(tmp_path / "run") == 2
-    assert "holds a run that did not finish: go on with it with --resume auto" in capsys.readouterr().err
+    for more in ([], ["--check"]):
+        assert quickstart(tmp_path / "run", *more) == 2
+        assert "holds a run that did not finish: go on with it with --resume auto" in capsys.readouterr().err
+    assert quickstart(tmp_path / "run", "--check", "--resume", "auto") == 0
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 

@@ -49,6 +49,8 @@ def run(arguments: Sequence[str], stop: Stop, task: str, page: Callable[..., Pat
     torch.utils.deterministic.fill_uninitialized_memory = False  # it finds mistakes, and takes time
     cli = CLI(arguments, TASKS[task])
     if cli.check:
+        if not (cli.trainer.fast_dev_run or is_finished(cli)):
+            checkpoint_to_resume(cli)
         print(f"the settings are valid; the run would be in {cli.folder}")
         return
     cli.checkpoints.stop = stop
@@ -57,8 +59,8 @@ def run(arguments: Sequence[str], stop: Stop, task: str, page: Callable[..., Pat
         return
     # Only the first process writes before all have begun to train, so all find the same files here.
     with claimed(cli.folder) if rank_zero_only.rank == 0 else nullcontext():
-        if (cli.folder / RESULTS).exists() and not continues_finished(cli):
-            report_again(cli)
+        if is_finished(cli):
+            report_again(cli.folder)
             return
         checkpoint = checkpoint_to_resume(cli)
         if rank_zero_only.rank == 0:
@@ -128,6 +130,21 @@ def continues_finished(cli: CLI) -> bool:
     _, before = read_finished(cli.folder)
     check_same_run(before, cli.settings())
     return is_longer(before, cli.settings())
+
+
+def is_finished(cli: CLI) -> bool:
+    """Whether the folder holds a finished run to which nothing is to be added.
+
+    Raises RunError for one without --resume auto, or with settings that do not continue it.
+    """
+    if not (cli.folder / RESULTS).exists() or continues_finished(cli):
+        return False
+    if cli.resume != "auto":
+        raise RunError(
+            f"{cli.folder} holds a finished run; delete it, name another with --trainer.default_root_dir, or "
+            f"see its results again, or train it longer, with --resume auto"
+        )
+    return True
 
 
 def checkpoint_to_resume(cli: CLI) -> dict[str, Any] | None:
@@ -215,14 +232,8 @@ def add_page(cli: CLI, page: Callable[..., Path]) -> None:
         )  # fmt: skip
 
 
-def report_again(cli: CLI) -> None:
-    """Prints a finished run's results. Raises RunError without --resume auto."""
-    folder = cli.folder
-    if cli.resume != "auto":
-        raise RunError(
-            f"{folder} holds a finished run; delete it, name another with --trainer.default_root_dir, or see "
-            f"its results again, or train it longer, with --resume auto"
-        )
+def report_again(folder: Path) -> None:
+    """Prints a finished run's results."""
     found, _ = read_finished(folder)
     remarks, console = [f"{folder} holds this finished run; nothing was left to do."], Console()
     try:

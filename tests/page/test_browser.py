@@ -1,6 +1,7 @@
 """The page in Chromium: it reads what scripts/predict.py reads, markup is text, and it needs no network."""
 
 import json
+import time
 from copy import deepcopy
 
 import numpy as np
@@ -85,7 +86,9 @@ def open_page(browser, path):
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(path.as_uri())
-    assert browser.execute_script("return document.documentElement.dataset.ready") == "true"
+    ready, end = "return document.documentElement.dataset.ready", time.monotonic() + 20
+    while browser.execute_script(ready) != "true":  # the page's own work on the load event may come later
+        assert time.monotonic() < end, browser.get_log("browser")
 
 
 def check_nothing_went_wrong(browser, path):

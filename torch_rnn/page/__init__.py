@@ -15,6 +15,7 @@ JavaScript, and writes one file that needs no network.
     slow_points.py     where the recurrence is slow
     memory.py          gradients by distance, eigenvalues of Whh
     language.py        scores and gradients of a language model
+    language_states.py its states and slow points
     write.py           all of it and the template -> one file
 """
 

@@ -292,18 +292,19 @@ function draw(logits, temperature, uniform) {
  * Continues a prompt; an iterator that makes one step for each token that is read.
  *
  * Each step yields the same object: tokens and ids, given (how many of them are the prompt's), next (for each token
- * the five most probable next ones, [token, probability]) and held (the probability that each token had; the first one
- * has none).
+ * the five most probable next ones, [token, probability]), held (the probability that each token had; the first one
+ * has none) and path (the states in the plane of the state space).
  */
 function* writeSteps({ rnn, vocabulary, tokens: unit }, prompt, length, temperature, random) {
   const tokens = promptTokens(unit, prompt),
     ids = tokens.map(encoder(vocabulary)),
     push = makeStream(rnn),
     given = tokens.length;
-  const written = { tokens, ids, given, next: [], held: [null] };
+  const written = { tokens, ids, given, next: [], held: [null], path: DATA.states ? [] : null };
   for (let t = 0; t < given + length; t++) {
-    const { logits } = push(ids[t]),
+    const { states, logits } = push(ids[t]),
       p = probabilitiesOf(logits);
+    written.path?.push(project(states));
     written.next.push(largest(p, 5).map((i) => [vocabulary[i], p[i]]));
     if (t >= given - 1 && tokens.length < given + length) {
       ids.push(draw(logits, temperature, random()));
@@ -740,57 +741,79 @@ function above(n) {
 // Panels: state space.
 
 const FEW = 12; // classes that have a colour of their own in the state space
-const space = { chosen: 0, path: { x: [], y: [], labels: [] }, traces: 0 };
+const space = { chosen: 0, path: { x: [], y: [], labels: [] }, diamonds: -1, colour: "kind" };
 
 function project(h) {
   const { mean, axes } = DATA.states;
   return axes.map((along) => along.reduce((sum, a, j) => sum + a * (h[j] - mean[j]), 0));
 }
 
-/** Returns the traces of the states: with two classes on one scale of colour, with more a trace for each class. */
+/** Returns the traces of a sequence run's states: with two classes on one scale of colour, with more one for each. */
 function stateTraces() {
   const { points, said, last, labels } = DATA.states;
   const says = (i) => (TWO ? `${percent(said[i])} ${MODEL.classes[1]}` : MODEL.classes[said[i]]);
   const trace = (rows, marker, name) => ({
+    ...dots(points, rows, name, marker),
+    marker: { ...marker, size: rows.map((i) => (last[i] ? 7 : 5)), opacity: 0.72 },
+    text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
+  });
+  const every = Array.from(points.keys());
+  if (TWO) return [trace(every, scaled(every.map((i) => said[i]), 1, MODEL.classes[1], ".0%"), "states")];
+  if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
+  return MODEL.classes.map((name, c) =>
+    trace(
+      every.filter((i) => said[i] === c),
+      { color: classColour(c), symbol: SYMBOLS[c % SYMBOLS.length] },
+      escapeText(name),
+    ),
+  );
+}
+
+/** Returns the traces of a language model's states: one for each kind of token, or one scale of bits. */
+function languageTraces() {
+  const { points, kinds, kind, bits, labels } = DATA.states,
+    unit = DATA.language.tokens.slice(0, -1),
+    every = Array.from(points.keys());
+  const trace = (rows, marker, name) => ({
+    ...dots(points, rows, name, marker),
+    marker: { ...marker, size: 6, opacity: 0.6 },
+    text: rows.map((i) => `… ${escapeText(visible(labels[i]))}<br>next ${unit}: ${bits[i].toFixed(1)} bits`),
+  });
+  if (space.colour === "bits") return [trace(every, scaled(bits, Math.max(...bits), "bits", ".1f"), "states")];
+  return kinds.map((name, k) =>
+    trace(
+      every.filter((i) => kind[i] === k),
+      { color: classColour(k), symbol: SYMBOLS[k % SYMBOLS.length] },
+      name,
+    ),
+  );
+}
+
+const SYMBOLS = ["circle", "triangle-up", "square", "x", "cross", "triangle-down", "hexagon2", "hourglass"];
+
+function dots(points, rows, name) {
+  return {
     x: rows.map((i) => points[i][0]),
     y: rows.map((i) => points[i][1]),
     mode: "markers",
     name,
-    showlegend: !TWO,
-    marker: { ...marker, size: rows.map((i) => (last[i] ? 7 : 5)), opacity: 0.72 },
-    text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
     hovertemplate: "%{text}<extra></extra>",
-  });
-  const every = Array.from(points.keys());
-  if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
-  if (!TWO)
-    return MODEL.classes.map((name, c) =>
-      trace(
-        every.filter((i) => said[i] === c),
-        { color: classColour(c) },
-        escapeText(name),
-      ),
-    );
+  };
+}
+
+/** Returns a marker whose colour goes from orange at 0 to blue at `most`, with a bar that says so. */
+function scaled(values, most, title, tickformat) {
   const scale = [
     [0, colour("down")],
     [0.5, colour("middle")],
     [1, colour("up")],
   ];
-  const bar = {
-    thickness: 10,
-    len: 0.6,
-    outlinewidth: 0,
-    tickformat: ".0%",
-    title: { text: escapeText(MODEL.classes[1]), side: "right" },
-  };
-  return [
-    trace(
-      every,
-      { color: every.map((i) => said[i]), cmin: 0, cmax: 1, colorscale: scale, colorbar: bar, showscale: true },
-      "states",
-    ),
-  ];
+  const bar = { thickness: 10, len: 0.6, outlinewidth: 0, tickformat, title: { text: escapeText(title), side: "right" } };
+  return { color: values, cmin: 0, cmax: most, colorscale: scale, colorbar: bar, showscale: true };
 }
+
+/** Makes spaces and ends of lines visible. */
+const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
 /** Escapes what Plotly would take for its few tags. */
 function escapeText(text) {
@@ -799,7 +822,8 @@ function escapeText(text) {
 
 function spacePlot() {
   const { slow, explained, readout } = DATA.states;
-  const traces = stateTraces();
+  const traces = DATA.language ? languageTraces() : stateTraces();
+  const many = traces.length > 1;
   const diamonds = slow ? slow.points : [];
   const order = slowOrder();
   traces.push({
@@ -817,17 +841,18 @@ function spacePlot() {
     text: order.map((i) => slowLabel(i)),
     hovertemplate: "slow point<br>%{text}<extra></extra>",
   });
-  space.traces = traces.length;
+  space.diamonds = traces.length - 1;
   traces.push(...pathTraces());
   const of = (i) => `component ${i + 1}, ${percent(explained[i], 0)} of the variance`;
   return {
     traces,
     layout: {
-      showlegend: !TWO && MODEL.classes.length <= FEW,
+      showlegend: many,
+      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "transparent", itemsizing: "constant" },
       xaxis: axis(of(0)),
       yaxis: axis(of(1)),
       annotations: TWO ? readoutArrow(readout) : [],
-      margin: { l: 52, r: 8, t: 14, b: 44 },
+      margin: { l: 52, r: 8, t: many ? 40 : 14, b: 44 },
     },
   };
 }
@@ -858,18 +883,21 @@ function readoutArrow(readout) {
 }
 
 function pathTraces() {
-  const { x, y, labels } = space.path,
+  const { x, y, labels, marks } = space.path,
     end = x.length - 1;
   const line = {
     x,
     y,
-    text: labels,
-    mode: "lines+markers",
+    text: marks,
+    textposition: "top center",
+    textfont: { size: 14, color: colour("text"), shadow: `0 0 3px ${colour("card")}, 0 0 2px ${colour("card")}` },
+    hovertext: labels,
+    mode: marks ? "lines+markers+text" : "lines+markers",
     name: "your text",
     showlegend: false,
-    line: { color: colour("text"), width: 1.8 },
+    line: { color: colour("text"), width: marks ? 1 : 1.8 },
     marker: { size: x.length > 80 ? 2.5 : 5, color: colour("text") },
-    hovertemplate: "%{text}<extra></extra>",
+    hovertemplate: "%{hovertext}<extra></extra>",
   };
   const star = {
     x: x.slice(end),
@@ -892,8 +920,27 @@ function showPath(reading) {
   const all = [start, ...steps];
   space.path = { x: all.map(([x]) => x), y: all.map(([, y]) => y), labels: ["the start", ...labels] };
   byId("path").dataset.points = JSON.stringify(all);
+  refreshPath(160);
+}
+
+function refreshPath(milliseconds) {
   clearTimeout(space.timer);
-  space.timer = setTimeout(() => refresh("path"), 160);
+  space.timer = setTimeout(() => refresh("path"), milliseconds);
+}
+
+const TAIL = { characters: 16, words: 10 };
+
+/** Draws the path of a written text: its last tokens up to a place, each beside its state. */
+function showWrittenPath({ tokens, path, next }, place, unit) {
+  const from = Math.max(0, place + 1 - TAIL[unit]),
+    shown = path.slice(from, place + 1),
+    read = tokens.slice(from, place + 1).map(visible);
+  const labels = read.map((token, i) => {
+    const following = next[from + i].slice(0, 3).map(([text, p]) => `${visible(text)} ${percent(p, 0)}`);
+    return `after ${escapeText(token)}<br>next: ${escapeText(following.join(", "))}`;
+  });
+  space.path = { x: shown.map(([x]) => x), y: shown.map(([, y]) => y), labels, marks: read.map(escapeText) };
+  refreshPath(40);
 }
 
 /** Returns the slow points from one end of the line to the other. */
@@ -906,15 +953,21 @@ function slowOrder() {
 function slowLabel(i) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i],
-    [re, im] = values[closestToOne(values)];
-  return `says ${escapeText(saysAfter(slow.logits[i]))}<br>closest to 1: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
+    [re, im] = values[slowest(values)];
+  return `${escapeText(slowSays(i))}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
 }
 
 function showSpace() {
   const { slow } = DATA.states;
+  for (const choice of document.querySelectorAll("[name=space-colour]")) {
+    choice.addEventListener("change", () => {
+      space.colour = choice.value;
+      refresh("path");
+    });
+  }
   plot("path", spacePlot, (element) =>
     element.on("plotly_click", ({ points: [point] }) => {
-      if (point.curveNumber === space.traces - 1) choose(point.pointNumber);
+      if (point.curveNumber === space.diamonds) choose(point.pointNumber);
     }),
   );
   if (!slow || slow.points.length === 0) {
@@ -940,7 +993,7 @@ function showSpace() {
 
 function jacobianPlot(i) {
   const values = DATA.states.slow.eigenvalues[i],
-    slowest = closestToOne(values);
+    marked = slowest(values);
   return {
     traces: [
       {
@@ -949,8 +1002,8 @@ function jacobianPlot(i) {
         mode: "markers",
         showlegend: false,
         marker: {
-          color: values.map((_, k) => colour(k === slowest ? "down" : "up")),
-          size: values.map((_, k) => (k === slowest ? 12 : 7)),
+          color: values.map((_, k) => colour(k === marked ? "down" : "up")),
+          size: values.map((_, k) => (k === marked ? 12 : 7)),
         },
         text: values.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
         hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
@@ -960,20 +1013,31 @@ function jacobianPlot(i) {
   };
 }
 
-/** Says how long a change along the eigenvalue closest to 1 lasts, and how many others do not fade. */
+/** Says what comes out at a slow point, how long a change along the marked eigenvalue lasts, and how many others grow. */
 function describeSlowPoint(i, k, n) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i];
-  const [re, im] = values[closestToOne(values)],
-    z = Math.hypot(re, im);
-  const outside = values.filter((value) => Math.hypot(...value) > 1).length;
-  const fate =
-    Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${steps(Math.log(0.5) / Math.log(z))}`;
+  const [re, im] = values[slowest(values)],
+    z = Math.hypot(re, im),
+    time = steps(Math.abs(Math.log(2) / Math.log(z))),
+    outside = values.filter((value) => Math.hypot(...value) > 1).length;
+  const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? `doubles in ${time}` : `halves in ${time}`;
+  const which = DATA.language ? "largest eigenvalue" : "eigenvalue closest to 1",
+    modulus = DATA.language ? `, |λ| = ${z.toFixed(3)}` : "";
   byId("slow-text").textContent =
-    `${k + 1} of ${n}, from left to right: the model says ${saysAfter(slow.logits[i])} there. The eigenvalue ` +
-    `closest to 1 is ${complex(re, im)}; a change along it ${fate}. ` +
-    `${outside} of ${values.length} eigenvalues are outside the circle.`;
+    `${k + 1} of ${n}, from left to right: ${slowSays(i)}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
+    `along it ${fate}. ${number(outside)} of ${number(values.length)} eigenvalues are outside the circle.`;
 }
+
+/** Says what the model makes of a slow point. */
+function slowSays(i) {
+  const { logits, next } = DATA.states.slow;
+  if (!next) return `the model says ${saysAfter(logits[i])}`;
+  return `next comes ${next[i].map(([token, p]) => `“${visible(token)}” (${percent(p, 0)})`).join(", ")}`;
+}
+
+/** Returns the place of the eigenvalue that is marked; a language model's is the largest. */
+const slowest = (values) => (DATA.language ? 0 : closestToOne(values));
 
 const complex = (re, im) =>
   re.toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
@@ -1390,6 +1454,12 @@ const SLICE = 40; // milliseconds of writing between two looks at the page
 function showWriting() {
   const panel = DATA.writing,
     temperature = byId("temperature");
+  if (!panel.weights) {
+    const { stored, tokens } = panel;
+    byId("generated").append(...stored.tokens.map((_, t) => writtenToken(stored, t, tokens)));
+    listenToWritten(stored, tokens);
+    return;
+  }
   const model = { rnn: makeRNN(panel.weights, MODEL), vocabulary: panel.vocabulary, tokens: panel.tokens };
   const showTemperature = () => {
     byId("temperature-value").textContent = Number(temperature.value).toFixed(2);
@@ -1458,6 +1528,7 @@ function listenToWritten(written, unit) {
   byId("unknown").textContent =
     `Not in the vocabulary, and read as one unknown ${unit.slice(0, -1)}: ` +
     unknown.map((token) => JSON.stringify(token)).join(", ");
+  if (written.path) byId("path").dataset.points = JSON.stringify(written.path);
   let chosen = -1;
   const point = (t) => {
     if (!(t >= 0 && t < tokens.length)) return;
@@ -1466,6 +1537,7 @@ function listenToWritten(written, unit) {
     box.children[t].classList.add("chosen");
     box.setAttribute("aria-activedescendant", `written-${t}`);
     showNext(written, t);
+    if (written.path) showWrittenPath(written, t, unit);
   };
   box.onpointerover = ({ target }) => point(Number(target.dataset.place ?? NaN));
   box.onkeydown = (event) => {
@@ -1540,7 +1612,7 @@ function main() {
   showNavigation();
   showSummary(DATA.language ? languageCards() : resultCards());
   if (DATA.reading) showReading();
-  if (DATA.writing?.weights) showWriting();
+  if (DATA.writing) showWriting();
   if (DATA.words) showWords();
   if (DATA.states) showSpace();
   if (DATA.memory) showMemory();

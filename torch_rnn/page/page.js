@@ -340,8 +340,8 @@ const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}\u00a0%`
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const CLASS_COLOURS = {
-  light: ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#56B4E9", "#882255", "#666666"],
-  dark: ["#56B4E9", "#F08A3C", "#2FC59A", "#DDA0C8", "#F0E442", "#8FA8FF", "#E07A9A", "#AAAAAA"],
+  light: ["#0072B2", "#D55E00", "#789669", "#782D3C", "#2D96FF", "#443862", "#7E7376", "#A50000"],
+  dark: ["#56B4E9", "#F08A3C", "#CAF2B9", "#794AFF", "#ACADAA", "#4E8063", "#C13604", "#726681"],
 };
 const classColour = (i) => CLASS_COLOURS[theme()][i % 8];
 const theme = () => document.documentElement.dataset.theme;
@@ -776,7 +776,7 @@ function languageTraces() {
     every = Array.from(points.keys());
   const trace = (rows, marker, name) => ({
     ...dots(points, rows, name, marker),
-    marker: { ...marker, size: 6, opacity: 0.6 },
+    marker: { ...marker, size: 6.5, opacity: 0.8 },
     text: rows.map((i) => `… ${escapeText(visible(labels[i]))}<br>next ${unit}: ${bits[i].toFixed(1)} bits`),
   });
   if (space.colour === "bits") return [trace(every, scaled(bits, Math.max(...bits), "bits", ".1f"), "states")];

@@ -1,7 +1,7 @@
 """The colours of the page: those that carry meaning differ for every kind of colour vision; text is readable.
 
-LEAST = 15 in CIEDE2000: a difference of 2 is noticed at a close look and one of 10 at a glance, of large areas
-side by side; dots and words are small and stand apart, so half as much again is asked for.
+LEAST = 15 in CIEDE2000: a difference of 2 is noticed at a close look and one of 10 at a glance, of large
+areas side by side; dots and words are small and stand apart, so half as much again is asked for.
 """
 
 import re

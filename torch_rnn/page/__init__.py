@@ -9,6 +9,7 @@ JavaScript, and writes one file that needs no network.
     curves.py          what was logged
     contributions.py   how far each word moves the logits
     reading.py         the weights and texts that the page reads
+    originals.py       the texts as they were before they became words
     words.py           the words that push most
     writing.py         the weights with which the page writes
     states.py          states on two principal components

@@ -220,7 +220,7 @@ function runningLogits(rnn, states, contributions) {
 }
 
 /** Returns the reading that Python has stored, in the form of `readText`. */
-function storedReading({ tokens, ids, contributions, running, logits, states, path, by }) {
+function storedReading({ tokens, skipped, ids, contributions, running, logits, states, path, by }) {
   const rows = (packed) => {
     const { shape, data } = unpack(packed);
     return Array.from({ length: shape[0] }, (_, t) => data.subarray(t * shape[1], (t + 1) * shape[1]));
@@ -228,7 +228,7 @@ function storedReading({ tokens, ids, contributions, running, logits, states, pa
   return {
     tokens,
     ids,
-    skipped: [],
+    skipped,
     logits,
     probabilities: probabilitiesOf(logits),
     start: by,
@@ -1194,7 +1194,8 @@ function fillTexts(texts) {
 
 function textLabel({ text, label, p }) {
   const called = mostProbable(p),
-    words = text.length > 70 ? `${text.slice(0, 70)} …` : text;
+    line = text.trim().replace(/\s+/g, " "),
+    words = line.length > 70 ? `${line.slice(0, 70)} …` : line;
   const verdict = called === label ? MODEL.classes[label] : `${MODEL.classes[called]}, is ${MODEL.classes[label]}`;
   return `${verdict} (${percent(p[called])}): ${words}`;
 }

@@ -99,7 +99,7 @@ def check_nothing_went_wrong(browser, path):
         event["params"]["request"]["url"]
         for event in sent
         if event["method"] == "Network.requestWillBeSent"
-        and not event["params"]["documentURL"].startswith("chrome:")
+        and not event["params"]["documentURL"].startswith(("chrome:", "chrome-untrusted:"))
     ]
     assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
     assert browser.title != "run"  # what the markup in TEXTS would make it

@@ -7,6 +7,7 @@ from made_runs import make_run
 
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
+from torch_rnn.page import memory as memory_module
 from torch_rnn.page.finished import read_run
 from torch_rnn.page.memory import gradient_norms, initial, memory, state_gradients
 from torch_rnn.page.predictions import predict_test
@@ -177,3 +178,27 @@ def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):
     assert state.keys() == drawn.state_dict().keys()
     for name, value in drawn.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, [""]),
+        ({"num_layers": 2}, ["layer 1", "layer 2"]),
+        ({"bidirectional": True}, ["forward", "backward"]),
+        (
+            {"num_layers": 2, "bidirectional": True},
+            ["layer 1 forward", "layer 1 backward", "layer 2 forward", "layer 2 backward"],
+        ),
+    ],
+    ids=str,
+)
+def test_each_Whh_has_its_name_and_its_eigenvalues(settings, names):
+    rnn = random_rnn(**settings)
+    found = memory_module.spectra({"after": rnn})
+    assert [one["name"] for one in found] == names
+    for one, name in zip(found, [name for layer in rnn.names for name in layer], strict=True):
+        values = np.linalg.eigvals(getattr(rnn, f"Whh{name}").detach().numpy())
+        assert np.sort_complex([complex(*pair) for pair in one["after"]]) == pytest.approx(
+            np.sort_complex(values), abs=1e-12
+        )

@@ -496,7 +496,7 @@ function showLanguage() {
     ["", "bar"],
     [measure, "count"],
     ["loss, nats", "count"],
-    [tokens, "count"],
+    [tokens, "count size"],
   ].map(([text, name]) => make("th", { text, class: name, scope: "col" }));
   const body = all.map(({ name, score, loss, n, own }) =>
     make("tr", {
@@ -504,9 +504,8 @@ function showLanguage() {
       children: [
         make("th", { text: own ? `this model, ${name}` : name, scope: "row", class: "text" }),
         make("td", { class: "bar", children: [make("i", { style: `width: ${(100 * loss) / most}%` })] }),
-        ...[scoreText(score), loss.toFixed(4), n === undefined ? "" : number(n)].map((text) =>
-          make("td", { text, class: "count" }),
-        ),
+        ...[scoreText(score), loss.toFixed(4)].map((text) => make("td", { text, class: "count" })),
+        make("td", { text: n === undefined ? "" : number(n), class: "count size" }),
       ],
     }),
   );
@@ -686,12 +685,15 @@ function showMemory() {
   const { gradients, spectra } = DATA.memory,
     end = DATA.language ? "prediction" : "end";
   const tones = () => ({ before: colour("down"), after: colour("up") });
+  if (gradients.after.length > 2) {
+    for (const element of byId("memory").querySelectorAll(".plot")) element.classList.add("tall");
+  }
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) =>
       directions.map(({ name, distances, norms }, d) => ({
         x: distances,
         y: norms,
-        name: directions.length > 1 ? `${when}, ${name}` : when,
+        name: directions.length > 1 ? `${name}, ${when}` : when,
         mode: "lines",
         line: { color: tones()[when], width: 2, dash: ["solid", "dash", "dot", "dashdot"][d % 4] },
         hovertemplate: `%{x} steps before the ${end}: %{y:.3g}<extra></extra>`,
@@ -983,6 +985,7 @@ function showSpace() {
   const choose = (k) => {
     space.chosen = k;
     slider.value = k;
+    slider.setAttribute("aria-valuetext", `slow point ${k + 1} of ${order.length}`);
     describeSlowPoint(order[k], k, order.length);
     refresh("jacobian");
     refresh("path");
@@ -1196,8 +1199,8 @@ function textLabel({ text, label, p }) {
   const called = mostProbable(p),
     line = text.trim().replace(/\s+/g, " "),
     words = line.length > 70 ? `${line.slice(0, 70)} …` : line;
-  const verdict = called === label ? MODEL.classes[label] : `${MODEL.classes[called]}, is ${MODEL.classes[label]}`;
-  return `${verdict} (${percent(p[called])}): ${words}`;
+  const verdict = `${MODEL.classes[called]} (${percent(p[called])})`;
+  return called === label ? `${verdict}: ${words}` : `called ${verdict}, is ${MODEL.classes[label]}: ${words}`;
 }
 
 /** Shows a reading: the probability and the words at once, the path in the state space when typing pauses. */
@@ -1298,12 +1301,10 @@ const without = (ids, place) => ids.filter((_, t) => t !== place);
 function pointAt(place, scroll = false) {
   const { tokens, ids, contributions, running } = view.reading,
     c = shownLogit();
-  document.querySelector(".word.chosen")?.classList.remove("chosen");
   const word = byId(`word-${place}`),
     list = byId("words");
+  select(list, document.querySelector(".word.chosen"), word);
   view.chosen = place;
-  word.classList.add("chosen");
-  list.setAttribute("aria-activedescendant", word.id);
   if (scroll) list.scrollTop = word.offsetTop - list.offsetTop - list.clientHeight / 2;
   const unknown = ids[place] === 0 ? " (not in the vocabulary)" : "";
   byId("word").replaceChildren(
@@ -1316,6 +1317,15 @@ function pointAt(place, scroll = false) {
   cursor.hidden = false;
   cursor.style.left = `${view.left + place * view.width - 1}px`;
   cursor.style.width = `${Math.max(4, view.width + 2)}px`;
+}
+
+/** Chooses another option of a list, for the eye and for a screen reader. */
+function select(list, before, option) {
+  before?.classList.remove("chosen");
+  before?.removeAttribute("aria-selected");
+  option.classList.add("chosen");
+  option.setAttribute("aria-selected", "true");
+  list.setAttribute("aria-activedescendant", option.id);
 }
 
 /** Says what the text would be called without the word. */
@@ -1533,10 +1543,8 @@ function listenToWritten(written, unit) {
   let chosen = -1;
   const point = (t) => {
     if (!(t >= 0 && t < tokens.length)) return;
-    box.children[chosen]?.classList.remove("chosen");
+    select(box, box.children[chosen], box.children[t]);
     chosen = t;
-    box.children[t].classList.add("chosen");
-    box.setAttribute("aria-activedescendant", `written-${t}`);
     showNext(written, t);
     if (written.path) showWrittenPath(written, t, unit);
   };

@@ -314,7 +314,9 @@ def test_the_state_space_shows_kinds_or_uncertainty(browser, trained):
         ("states", len(space["points"])),
         ("slow points", len(space["slow"]["points"])),
     ]
-    assert browser.find_element("id", "slow-text").get_property("textContent").startswith("1 of 1, ")
+    told = browser.find_element("id", "slow-text").get_property("textContent")
+    assert told.startswith("At the slow point: next comes “")
+    assert not browser.find_element("id", "slow-point").is_displayed()
     check_nothing_went_wrong(browser, path)
 
 
@@ -335,4 +337,27 @@ def test_a_large_model_shows_a_stored_text_and_its_path(browser, trained, monkey
         browser.execute_script("return JSON.parse(document.getElementById('path').dataset.points)")
         == (stored["path"])
     )
+    check_nothing_went_wrong(browser, path)
+
+
+@pytest.mark.browser
+def test_the_eigenvalues_of_each_layer_can_be_chosen(browser, trained):
+    path = trained("three layers") / "report.html"
+    open_page(browser, path)
+    spectra = data_of(path)["memory"]["spectra"]
+    for k in (2, 0, 1):
+        shown = browser.execute_script(
+            """
+            const element = document.getElementById("spectrum"), plot = PLOTS.get(element);
+            plot.near = true;
+            paint(element, plot);
+            document.querySelectorAll("[name=spectrum]")[arguments[0]].click();
+            return element.data.map(({ name, x, y }) => [name, x.map((re, i) => [re, y[i]])]);
+            """,
+            k,
+        )
+        assert [name for name, _ in shown] == ["before", "after"]
+        assert [values for _, values in shown] == [spectra[k]["before"], spectra[k]["after"]]
+    labels = [label.text for label in browser.find_elements("css selector", "#spectrum-choice label")]
+    assert labels == ["layer 1", "layer 2", "layer 3"]
     check_nothing_went_wrong(browser, path)

@@ -20,8 +20,8 @@ MAX_PRODUCTS = 1e10
 """Limit on the products of the weights with the states of these steps."""
 CONTEXT = {"characters": 24, "words": 6}
 """Tokens before a state that its label shows."""
-APART = 0.02
-"""Slow points are shown once where they are closer than this part of the size of the states."""
+APART = 0.1
+"""Of slow points that are closer than this part of the states' standard deviation, one is shown."""
 NEXT = 3
 """Next tokens that are stored for a slow point."""
 KINDS = {
@@ -116,7 +116,8 @@ def language_slow_points(
     with torch.no_grad():
         _, last = rnn.states(x[rows], steps + 1, final=True)
     starts = last.reshape(rnn.num_layers, len(rows), -1).transpose(0, 1).reshape(len(rows), -1)
-    points = slow_points(system, starts.double().numpy(), APART)
+    starts = starts.double().numpy()
+    points = slow_points(system, starts, APART * float(np.sqrt(starts.var(axis=0).sum())))
     top = points.pop("s")[:, -rnn.hidden_size :]
     best = next_probabilities(run, torch.from_numpy(top)).topk(min(NEXT, rnn.output_size))
     words = run.data.vocabulary.words

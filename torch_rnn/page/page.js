@@ -710,26 +710,33 @@ function showMemory() {
       ),
     },
   }));
-  if (spectra.length === 0) return;
+  if (spectra.length) showSpectra(spectra, Object.keys(gradients), tones);
+}
+
+/** Shows the eigenvalues of one Whh; of several, that of the top layer at first. */
+function showSpectra(spectra, times, tones) {
+  let shown = spectra.length - 1;
+  const choices = spectra.map(({ name }, i) => {
+    const input = make("input", { type: "radio", name: "spectrum", value: i, checked: i === shown ? "" : null });
+    input.addEventListener("change", () => {
+      shown = i;
+      refresh("spectrum");
+    });
+    return make("label", { children: [input, ` ${name}`] });
+  });
+  if (choices.length > 1) byId("spectrum-choice").append(...choices);
   plot("spectrum", () => ({
-    traces: spectra.flatMap((spectrum, i) =>
-      Object.keys(gradients).map((when) => ({
-        x: spectrum[when].map(([re]) => re),
-        y: spectrum[when].map(([, im]) => im),
-        mode: "markers",
-        name: spectra.length > 1 ? `${spectrum.name}, ${when}` : when,
-        visible: i === spectra.length - 1 || spectra.length < 3 ? true : "legendonly",
-        marker: {
-          color: tones()[when],
-          size: 7,
-          opacity: 0.8,
-          symbol: (when === "before" ? ["circle-open", "square-open"] : ["circle", "square"])[i % 2],
-        },
-        text: spectrum[when].map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
-        hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
-      })),
-    ),
-    layout: { ...complexPlane(""), ...above(spectra.length) },
+    traces: times.map((when) => ({
+      x: spectra[shown][when].map(([re]) => re),
+      y: spectra[shown][when].map(([, im]) => im),
+      mode: "markers",
+      name: when,
+      showlegend: true,
+      marker: { color: tones()[when], size: 7, opacity: 0.8, symbol: when === "before" ? "circle-open" : "circle" },
+      text: spectra[shown][when].map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
+      hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
+    })),
+    layout: complexPlane(""),
   }));
 }
 
@@ -760,7 +767,10 @@ function stateTraces() {
     text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
   });
   const every = Array.from(points.keys());
-  if (TWO) return [trace(every, scaled(every.map((i) => said[i]), 1, MODEL.classes[1], ".0%"), "states")];
+  if (TWO) {
+    const ofSecond = every.map((i) => said[i]);
+    return [trace(every, scaled(ofSecond, [0, 1], ["down", "up"], MODEL.classes[1], ".0%"), "states")];
+  }
   if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
   return MODEL.classes.map((name, c) =>
     trace(
@@ -781,7 +791,10 @@ function languageTraces() {
     marker: { ...marker, size: 6.5, opacity: 0.8 },
     text: rows.map((i) => `… ${escapeText(visible(labels[i]))}<br>next ${unit}: ${bits[i].toFixed(1)} bits`),
   });
-  if (space.colour === "bits") return [trace(every, scaled(bits, Math.max(...bits), "bits", ".1f"), "states")];
+  if (space.colour === "bits") {
+    const ends = [Math.min(...bits), Math.max(...bits)];
+    return [trace(every, scaled(bits, ends, ["up", "down"], "bits", ".1f"), "states")];
+  }
   return kinds.map((name, k) =>
     trace(
       every.filter((i) => kind[i] === k),
@@ -803,15 +816,15 @@ function dots(points, rows, name) {
   };
 }
 
-/** Returns a marker whose colour goes from orange at 0 to blue at `most`, with a bar that says so. */
-function scaled(values, most, title, tickformat) {
+/** Returns a marker whose colour goes from `low` to `high` through grey, with a bar that says so. */
+function scaled(values, [low, high], tones, title, tickformat) {
   const scale = [
-    [0, colour("down")],
+    [0, colour(tones[0])],
     [0.5, colour("middle")],
-    [1, colour("up")],
+    [1, colour(tones[1])],
   ];
   const bar = { thickness: 10, len: 0.6, outlinewidth: 0, tickformat, title: { text: escapeText(title), side: "right" } };
-  return { color: values, cmin: 0, cmax: most, colorscale: scale, colorbar: bar, showscale: true };
+  return { color: values, cmin: low, cmax: high, colorscale: scale, colorbar: bar, showscale: true };
 }
 
 /** Makes spaces and ends of lines visible. */
@@ -980,6 +993,7 @@ function showSpace() {
   const slider = byId("slow-point"),
     order = slowOrder();
   slider.max = order.length - 1;
+  slider.hidden = byId("slow-label").hidden = order.length === 1;
   slider.value = space.chosen = Math.floor(order.length / 2);
   plot("jacobian", () => jacobianPlot(order[space.chosen]));
   const choose = (k) => {
@@ -997,21 +1011,18 @@ function showSpace() {
 function jacobianPlot(i) {
   const values = DATA.states.slow.eigenvalues[i],
     marked = slowest(values);
+  const trace = (shown, tone, size) => ({
+    x: shown.map(([re]) => re),
+    y: shown.map(([, im]) => im),
+    mode: "markers",
+    showlegend: false,
+    marker: { color: colour(tone), size },
+    text: shown.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
+    hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
+  });
+  const others = values.filter((_, k) => k !== marked);
   return {
-    traces: [
-      {
-        x: values.map(([re]) => re),
-        y: values.map(([, im]) => im),
-        mode: "markers",
-        showlegend: false,
-        marker: {
-          color: values.map((_, k) => colour(k === marked ? "down" : "up")),
-          size: values.map((_, k) => (k === marked ? 12 : 7)),
-        },
-        text: values.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
-        hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
-      },
-    ],
+    traces: [trace(others, "up", others.length > 300 ? 4 : 7), trace([values[marked]], "down", 12)],
     layout: complexPlane("eigenvalues of dF/dh at the slow point"),
   };
 }
@@ -1028,7 +1039,7 @@ function describeSlowPoint(i, k, n) {
   const which = DATA.language ? "largest eigenvalue" : "eigenvalue closest to 1",
     modulus = DATA.language ? `, |λ| = ${z.toFixed(3)}` : "";
   byId("slow-text").textContent =
-    `${k + 1} of ${n}, from left to right: ${slowSays(i)}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
+    `${n > 1 ? `${k + 1} of ${n}, from left to right` : "At the slow point"}: ${slowSays(i)}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
     `along it ${fate}. ${number(outside)} of ${number(values.length)} eigenvalues are outside the circle.`;
 }
 
@@ -1043,7 +1054,7 @@ function slowSays(i) {
 const slowest = (values) => (DATA.language ? 0 : closestToOne(values));
 
 const complex = (re, im) =>
-  re.toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
+  (re < 0 ? "−" : "") + Math.abs(re).toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
 
 function steps(n) {
   const whole = Math.max(1, Math.round(n));

@@ -96,11 +96,11 @@ def number_of_starts(rnn: RNN) -> int:
     return int(np.clip(STARTS * (64 / rnn.hidden_size) ** 2, LEAST_STARTS, STARTS))
 
 
-def slow_points(system: Dynamics, starts: np.ndarray, apart: float = 1e-3) -> dict[str, Any]:
+def slow_points(system: Dynamics, starts: np.ndarray, apart: float | None = None) -> dict[str, Any]:
     """Returns slow points, q there, and the eigenvalues of the Jacobian, the largest first.
 
-    Points where the search did not end are left out. Of points that coincide one is kept: those whose
-    distance is at most `apart` times 1 + the norm of one of them.
+    Points where the search did not end are left out. Of points whose distance is at most `apart`, one is
+    kept; None is 1e-3 times 1 + the norm of one of them, so that only those that coincide are one.
 
     Returns:
         s (P, n), q (P,) and eigenvalues (P, n, 2), with their real and imaginary parts.
@@ -112,8 +112,8 @@ def slow_points(system: Dynamics, starts: np.ndarray, apart: float = 1e-3) -> di
     most = max(1, int(min(MAX_CUBES / cubes, MAX_EIGENVALUES / s.shape[1])))
     chosen: list[int] = []
     for i in kept[np.argsort(q[kept], kind="stable")]:
-        near = (np.linalg.norm(s[i] - s[j]) <= apart * (1 + np.linalg.norm(s[i])) for j in chosen)
-        if len(chosen) < most and not any(near):
+        limit = 1e-3 * (1 + np.linalg.norm(s[i])) if apart is None else apart
+        if len(chosen) < most and all(np.linalg.norm(s[i] - s[j]) > limit for j in chosen):
             chosen.append(int(i))
     return {"s": s[chosen], "q": q[chosen], "eigenvalues": spectra(system, s[chosen])}
 

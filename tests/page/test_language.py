@@ -183,15 +183,16 @@ def test_each_token_has_a_kind(tokens, expected):
 def test_a_slow_point_hardly_moves_while_the_mean_input_is_read(trained):
     run = read_run(trained("three layers"))
     slow = language_states(run)["slow"]
-    system = dynamics(run.rnn, run.data.counts() / run.data.counts().sum())
-    s = np.zeros((1, 3 * run.rnn.hidden_size))
+    counts = torch.from_numpy(run.data.counts()).double()
+    system = dynamics(run.rnn, counts / counts.sum())
+    s = torch.zeros(1, 3 * run.rnn.hidden_size, dtype=torch.float64)
     for _ in range(500):  # the small model forgets, so that it comes to rest from anywhere
         s = system.step(s)
     space = language_states(run)
     h = s[0, -run.rnn.hidden_size :]
     assert len(slow["points"]) == 1
-    assert slow["points"][0] == pytest.approx((h - space["mean"]) @ space["axes"].T, abs=0.02)
-    p = (torch.from_numpy(h) @ run.rnn.Why.double().t() + run.rnn.by.double()).softmax(0)
+    assert slow["points"][0] == pytest.approx((h.numpy() - space["mean"]) @ space["axes"].T, abs=0.02)
+    p = (h @ run.rnn.Why.double().t() + run.rnn.by.double()).softmax(0)
     assert [q for _, q in slow["next"][0]] == pytest.approx(p.topk(3).values.tolist(), abs=0.01)
     assert len(slow["eigenvalues"][0]) == s.shape[1]
 

@@ -108,21 +108,21 @@ def language_slow_points(
     The searches begin at the first of the places. It returns None where H is too large for them.
     """
     rnn = run.rnn
-    counts = run.data.counts()
-    system = dynamics(rnn, counts / max(1, counts.sum()))
+    counts = torch.from_numpy(run.data.counts()).double()
+    system = dynamics(rnn, counts / counts.sum().clamp(min=1))
     if system is None:
         return None
     rows, steps = (place[: number_of_starts(rnn)] for place in places)
     with torch.no_grad():
         _, last = rnn.states(x[rows], steps + 1, final=True)
     starts = last.reshape(rnn.num_layers, len(rows), -1).transpose(0, 1).reshape(len(rows), -1)
-    starts = starts.double().numpy()
-    points = slow_points(system, starts, APART * float(np.sqrt(starts.var(axis=0).sum())))
+    starts = starts.double()
+    points = slow_points(system, starts, APART * starts.var(dim=0, correction=0).sum().sqrt().item())
     top = points.pop("s")[:, -rnn.hidden_size :]
-    best = next_probabilities(run, torch.from_numpy(top)).topk(min(NEXT, rnn.output_size))
+    best = next_probabilities(run, top).topk(min(NEXT, rnn.output_size))
     words = run.data.vocabulary.words
     following = [
         [[words[i], p] for i, p in zip(ids, probabilities, strict=True)]
         for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    return points | {"points": flat.project(top), "next": following, "starts": len(rows)}
+    return points | {"points": flat.project(top.numpy()), "next": following, "starts": len(rows)}

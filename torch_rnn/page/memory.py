@@ -47,7 +47,7 @@ def spectra(models: dict[str, RNN]) -> list[dict[str, Any]]:
     for number, names in enumerate(after.names if after.hidden_size <= MAX_WIDTH else (), start=1):
         for direction, name in zip(DIRECTIONS, names, strict=False):
             matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
-            values = {when: eigenvalues(Whh.double().numpy()) for when, Whh in matrices.items()}
+            values = {when: eigenvalues(Whh.double()) for when, Whh in matrices.items()}
             called = [f"layer {number}"] * (len(after.names) > 1) + [direction] * (len(names) > 1)
             found.append({"name": " ".join(called), **values})
     return found

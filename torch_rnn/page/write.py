@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,21 @@ from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, st
 from torch_rnn.page.words import words
 from torch_rnn.page.writing import writing
 
-SMALL = 128
-"""Up to this H, one thread is faster than several."""
-
 
 def write(run: FinishedRun, path: Path) -> None:
     """Writes the page of a run, whole or not at all."""
-    with one_thread() if run.rnn.hidden_size <= SMALL else nullcontext():
+    with one_thread():
         text = page(run, gather(run))
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Makes PyTorch compute with one thread: in small products, threads wait for each other."""
+    """Makes PyTorch compute with one thread.
+
+    In small products threads wait for each other. In large ones, and in eigenvalues above all, they wait for
+    the cores where another program uses them: on two shared cores two threads took ten times as long as one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,8 +97,8 @@ def slow(run: FinishedRun, drawn: Sample, flat: Plane) -> dict[str, Any] | None:
     H = rnn.hidden_size
     chosen = np.random.default_rng(3).permutation(len(drawn.h))[: number_of_starts(rnn)]
     starts = joint_states(run, [drawn.places[i] for i in chosen])
-    points = slow_points(system, starts)
-    top = points.pop("s")[:, -H:]
+    points = slow_points(system, torch.from_numpy(starts))
+    top = points.pop("s")[:, -H:].numpy()
     by = 0 if rnn.by is None else rnn.by.detach().double().numpy()
     logits = top @ rnn.Why.detach().double().numpy()[:, :H].T + by
     return points | {"points": flat.project(top), "logits": logits, "starts": len(starts)}

@@ -69,10 +69,10 @@ def test_what_can_be_pointed_at_can_be_reached_with_the_tabulator(browser, path)
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser, path):
-    open_page(browser, path)
     screen = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     try:
+        open_page(browser, path)
         browser.execute_script("for (const [element, plot] of PLOTS) paint(element, plot)")
         widths = browser.execute_script("""
             const wide = [...document.querySelectorAll("main *, header *")].filter(

@@ -11,7 +11,7 @@ from test_page import data_of, panels_of
 from trials import LANGUAGE_CONFIG, TEXT, arguments, language
 
 from torch_rnn.page import language_states as language_states_module
-from torch_rnn.page import write_page, writing
+from torch_rnn.page import memory, slow_points, write_page, writing
 from torch_rnn.page.curves import planned_steps
 from torch_rnn.page.finished import data_of as data_of_settings
 from torch_rnn.page.finished import read_run
@@ -326,8 +326,15 @@ def test_a_large_model_shows_a_stored_text_and_its_path(browser, trained, monkey
     from selenium.webdriver.common.keys import Keys
 
     monkeypatch.setattr(writing, "MAX_WEIGHTS", 100)
+    for module in (slow_points, memory):  # H is 8
+        monkeypatch.setattr(module, "MAX_WIDTH", 7)
     path = write_page(trained("three layers"), out=tmp_path / "large.html")
     open_page(browser, path)
+    told = browser.find_element("id", "space").get_property("textContent")
+    assert "Slow points are not shown: the state is too wide" in told
+    assert "iamonds" not in told
+    assert not browser.find_elements("id", "slow")
+    assert not browser.find_elements("id", "spectrum")
     stored = data_of(path)["writing"]["stored"]
     box = browser.find_element("id", "generated")
     assert box.get_property("textContent") == "".join(stored["tokens"])

@@ -7,10 +7,11 @@ from made_runs import make_run
 
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
+from torch_rnn.page import memory as memory_module
 from torch_rnn.page.finished import read_run
 from torch_rnn.page.memory import gradient_norms, initial, memory, state_gradients
 from torch_rnn.page.predictions import predict_test
-from torch_rnn.page.slow_points import Dynamics, dynamics, minimise, slow_points
+from torch_rnn.page.slow_points import Dynamics, Layer, dynamics, minimise, slow_points, spectra
 from torch_rnn.page.states import joint_states, plane, sample
 from torch_rnn.training.cli import CLI
 
@@ -24,48 +25,72 @@ def random_rnn(**settings):
     return rnn
 
 
+def numbers(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "linear"])
 @pytest.mark.parametrize("layers", [1, 3])
 @torch.no_grad()
-def test_the_dynamics_are_a_step_of_the_rnn_without_input(layers, nonlinearity):
+def test_the_dynamics_are_a_step_of_the_rnn_with_a_constant_input(layers, nonlinearity):
     rnn = random_rnn(num_layers=layers, nonlinearity=nonlinearity)
-    system, s = dynamics(rnn), np.random.default_rng(0).normal(size=(4, layers * 6))
-    after, jacobian = system.step(s)
-    rnn.Wxh[:, 0] = 0  # the id 0 is no input
-    h0 = torch.from_numpy(s).reshape(4, layers, 6).transpose(0, 1)
-    _, last = rnn.states(torch.zeros(4, 1, dtype=torch.long), h0=h0 if layers > 1 else h0[0], final=True)
-    last = last.reshape(layers, 4, 6).transpose(0, 1).reshape(4, -1).numpy()
-    assert np.abs(after - last).max() < 1e-12
-    for j in range(s.shape[1]):
-        step = 1e-6 * np.eye(s.shape[1])[j]
-        difference = (system.step(s + step)[0] - system.step(s - step)[0]) / 2e-6
-        assert np.abs(jacobian[:, :, j] - difference).max() < 1e-6
+    s = torch.randn(4, layers * 6, dtype=torch.float64)
+    h0 = s.reshape(4, layers, 6).transpose(0, 1)
+    mean = torch.rand(20, dtype=torch.float64) / 10
+    for x in (None, mean):
+        system, Wxh = dynamics(rnn, x), rnn.Wxh.clone()
+        rnn.Wxh[:, 0] = 0 if x is None else Wxh @ x  # the id 0 stands for the input
+        _, last = rnn.states(torch.zeros(4, 1, dtype=torch.long), h0=h0 if layers > 1 else h0[0], final=True)
+        rnn.Wxh.copy_(Wxh)
+        last = last.reshape(layers, 4, 6).transpose(0, 1).reshape(4, -1)
+        assert (system.step(s) - last).abs().max() < 1e-12
+        for row, found in zip(s, spectra(system, s), strict=True):
+            unit = 1e-6 * torch.eye(len(row), dtype=torch.float64)
+            J = (system.step(row + unit) - system.step(row - unit)).T / 2e-6
+            values = np.linalg.eigvals(J.numpy())
+            distances = np.abs(values[:, None] - [complex(*pair) for pair in found])
+            assert max(distances.min(axis=0).max(), distances.min(axis=1).max()) < 1e-5
+            assert [abs(complex(*pair)) for pair in found] == pytest.approx(
+                sorted(np.abs(values))[::-1], abs=1e-5
+            )
 
 
 def test_slow_points_lie_along_a_line_attractor():
     # Whh keeps the first unit and lets the second one fade: every state (a, 0) is a fixed point.
-    system = Dynamics([(None, np.diag([1.0, 0.3]), np.zeros(2))], "linear")
-    starts = np.random.default_rng(1).uniform(-1, 1, size=(20, 2))
+    system = Dynamics([Layer(None, numbers([[1, 0], [0, 0.3]]), numbers([0, 0]))], "linear")
+    starts = torch.rand(20, 2, dtype=torch.float64) * 2 - 1
     found = slow_points(system, starts)
     assert len(found["s"]) == 20
-    assert np.abs(found["s"][:, 1]).max() < 1e-2
-    spread = np.ptp(found["s"][:, 0])
-    assert spread > 0.8 * np.ptp(starts[:, 0])  # each stays near its start
+    assert found["s"][:, 1].abs().max() < 1e-2
+    spread = np.ptp(found["s"][:, 0].numpy())
+    assert spread > 0.8 * np.ptp(starts[:, 0].numpy())  # each stays near its start
     assert found["eigenvalues"][0] == [[1, 0], [pytest.approx(0.3), 0]]
 
 
 def test_slow_points_of_two_attractors_are_found_and_those_that_coincide_are_one():
-    system = Dynamics([(None, np.array([[2.0]]), np.zeros(1))], "tanh")
-    s, q = minimise(system, np.array([[0.8], [-0.7], [0.9], [0.01]]))
-    assert q.max() < 1e-6
+    system = Dynamics([Layer(None, numbers([[2]]), numbers([0]))], "tanh")
+    s = minimise(system, numbers([[0.8], [-0.7], [0.9], [0.01]]))
+    assert (system.step(s) - s).abs().max() < 1e-3
     fixed = 0.9575040  # tanh(2 h) = h
-    assert np.abs(np.abs(s[:3, 0]) - fixed).max() < 1e-3
-    assert len(slow_points(system, np.array([[0.8], [-0.7], [0.9], [0.85]]))["s"]) <= 3
+    assert (s[:3, 0].abs() - fixed).abs().max() < 1e-3
+    assert len(slow_points(system, numbers([[0.8], [-0.7], [0.9], [0.85]]))["s"]) <= 3
+
+
+def test_slow_points_of_several_layers_are_those_of_all_of_them():
+    system = dynamics(random_rnn(num_layers=3), torch.full((20,), 0.05, dtype=torch.float64))
+    found = slow_points(system, torch.randn(12, 18, dtype=torch.float64))
+    assert 1 <= len(found["s"]) <= 12
+    assert (system.step(found["s"]) - found["s"]).abs().max() < 3e-3
+    assert [len(values) for values in found["eigenvalues"]] == [18] * len(found["s"])
+    assert found["q"] == pytest.approx(
+        (0.5 * ((system.step(found["s"]) - found["s"]) ** 2).sum(dim=1)).tolist()
+    )
+    assert len(slow_points(system, found["s"], apart=100)["s"]) == 1
 
 
 def test_where_a_direction_depends_on_another_there_are_no_slow_points():
     assert dynamics(random_rnn(num_layers=2, bidirectional=True)) is None
-    assert dynamics(random_rnn(bidirectional=True)).width == 6
+    assert len(dynamics(random_rnn(bidirectional=True)).layers) == 1
     assert dynamics(RNN(2, 600, 1)) is None
 
 
@@ -159,3 +184,27 @@ def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):
     assert state.keys() == drawn.state_dict().keys()
     for name, value in drawn.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, [""]),
+        ({"num_layers": 2}, ["layer 1", "layer 2"]),
+        ({"bidirectional": True}, ["forward", "backward"]),
+        (
+            {"num_layers": 2, "bidirectional": True},
+            ["layer 1 forward", "layer 1 backward", "layer 2 forward", "layer 2 backward"],
+        ),
+    ],
+    ids=str,
+)
+def test_each_Whh_has_its_name_and_its_eigenvalues(settings, names):
+    rnn = random_rnn(**settings)
+    found = memory_module.spectra({"after": rnn})
+    assert [one["name"] for one in found] == names
+    for one, name in zip(found, [name for layer in rnn.names for name in layer], strict=True):
+        values = np.linalg.eigvals(getattr(rnn, f"Whh{name}").detach().numpy())
+        assert np.sort_complex([complex(*pair) for pair in one["after"]]) == pytest.approx(
+            np.sort_complex(values), abs=1e-12
+        )

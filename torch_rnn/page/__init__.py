@@ -9,12 +9,14 @@ JavaScript, and writes one file that needs no network.
     curves.py          what was logged
     contributions.py   how far each word moves the logits
     reading.py         the weights and texts that the page reads
+    originals.py       the texts as they were before they became words
     words.py           the words that push most
     writing.py         the weights with which the page writes
     states.py          states on two principal components
     slow_points.py     where the recurrence is slow
     memory.py          gradients by distance, eigenvalues of Whh
     language.py        scores and gradients of a language model
+    language_states.py its states and slow points
     write.py           all of it and the template -> one file
 """
 

@@ -29,6 +29,7 @@ MAX_NUMBERS = 10_000_000
 """Limit on the numbers in all states of these sequences."""
 MAX_WIDTH = 512
 """Limit on H for eigenvalues."""
+DIRECTIONS = ("forward", "backward")
 
 
 def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
@@ -43,10 +44,12 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
 def spectra(models: dict[str, RNN]) -> list[dict[str, Any]]:
     """Returns the eigenvalues of each Whh in each of the models; an empty list beyond MAX_WIDTH."""
     found, after = [], models["after"]
-    for name in [name for names in after.names for name in names] if after.hidden_size <= MAX_WIDTH else ():
-        matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
-        values = {when: eigenvalues(Whh.double().numpy()) for when, Whh in matrices.items()}
-        found.append({"name": f"Whh{name}", **values})
+    for number, names in enumerate(after.names if after.hidden_size <= MAX_WIDTH else (), start=1):
+        for direction, name in zip(DIRECTIONS, names, strict=False):
+            matrices = {when: getattr(rnn, f"Whh{name}").detach() for when, rnn in models.items()}
+            values = {when: eigenvalues(Whh.double()) for when, Whh in matrices.items()}
+            called = [f"layer {number}"] * (len(after.names) > 1) + [direction] * (len(names) > 1)
+            found.append({"name": " ".join(called), **values})
     return found
 
 
@@ -103,14 +106,13 @@ def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[st
                 sums[direction, :n] += row
                 counts[direction, :n] += 1
     enough = counts >= min(LEAST, len(rows))
-    names = ("forward", "backward")[:directions]
     return [
         {
             "name": name,
             "distances": np.flatnonzero(enough[d]).tolist(),
             "norms": (sums[d][enough[d]] / counts[d][enough[d]]).tolist(),
         }
-        for d, name in enumerate(names)
+        for d, name in enumerate(DIRECTIONS[:directions])
     ]
 
 

@@ -220,7 +220,7 @@ function runningLogits(rnn, states, contributions) {
 }
 
 /** Returns the reading that Python has stored, in the form of `readText`. */
-function storedReading({ tokens, ids, contributions, running, logits, states, path, by }) {
+function storedReading({ tokens, skipped, ids, contributions, running, logits, states, path, by }) {
   const rows = (packed) => {
     const { shape, data } = unpack(packed);
     return Array.from({ length: shape[0] }, (_, t) => data.subarray(t * shape[1], (t + 1) * shape[1]));
@@ -228,7 +228,7 @@ function storedReading({ tokens, ids, contributions, running, logits, states, pa
   return {
     tokens,
     ids,
-    skipped: [],
+    skipped,
     logits,
     probabilities: probabilitiesOf(logits),
     start: by,
@@ -292,18 +292,19 @@ function draw(logits, temperature, uniform) {
  * Continues a prompt; an iterator that makes one step for each token that is read.
  *
  * Each step yields the same object: tokens and ids, given (how many of them are the prompt's), next (for each token
- * the five most probable next ones, [token, probability]) and held (the probability that each token had; the first one
- * has none).
+ * the five most probable next ones, [token, probability]), held (the probability that each token had; the first one
+ * has none) and path (the states in the plane of the state space).
  */
 function* writeSteps({ rnn, vocabulary, tokens: unit }, prompt, length, temperature, random) {
   const tokens = promptTokens(unit, prompt),
     ids = tokens.map(encoder(vocabulary)),
     push = makeStream(rnn),
     given = tokens.length;
-  const written = { tokens, ids, given, next: [], held: [null] };
+  const written = { tokens, ids, given, next: [], held: [null], path: DATA.states ? [] : null };
   for (let t = 0; t < given + length; t++) {
-    const { logits } = push(ids[t]),
+    const { states, logits } = push(ids[t]),
       p = probabilitiesOf(logits);
+    written.path?.push(project(states));
     written.next.push(largest(p, 5).map((i) => [vocabulary[i], p[i]]));
     if (t >= given - 1 && tokens.length < given + length) {
       ids.push(draw(logits, temperature, random()));
@@ -339,8 +340,8 @@ const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}\u00a0%`
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const CLASS_COLOURS = {
-  light: ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#56B4E9", "#882255", "#666666"],
-  dark: ["#56B4E9", "#F08A3C", "#2FC59A", "#DDA0C8", "#F0E442", "#8FA8FF", "#E07A9A", "#AAAAAA"],
+  light: ["#0072B2", "#D55E00", "#789669", "#782D3C", "#2D96FF", "#443862", "#7E7376", "#A50000"],
+  dark: ["#56B4E9", "#F08A3C", "#CAF2B9", "#794AFF", "#ACADAA", "#4E8063", "#C13604", "#726681"],
 };
 const classColour = (i) => CLASS_COLOURS[theme()][i % 8];
 const theme = () => document.documentElement.dataset.theme;
@@ -495,7 +496,7 @@ function showLanguage() {
     ["", "bar"],
     [measure, "count"],
     ["loss, nats", "count"],
-    [tokens, "count"],
+    [tokens, "count size"],
   ].map(([text, name]) => make("th", { text, class: name, scope: "col" }));
   const body = all.map(({ name, score, loss, n, own }) =>
     make("tr", {
@@ -503,9 +504,8 @@ function showLanguage() {
       children: [
         make("th", { text: own ? `this model, ${name}` : name, scope: "row", class: "text" }),
         make("td", { class: "bar", children: [make("i", { style: `width: ${(100 * loss) / most}%` })] }),
-        ...[scoreText(score), loss.toFixed(4), n === undefined ? "" : number(n)].map((text) =>
-          make("td", { text, class: "count" }),
-        ),
+        ...[scoreText(score), loss.toFixed(4)].map((text) => make("td", { text, class: "count" })),
+        make("td", { text: n === undefined ? "" : number(n), class: "count size" }),
       ],
     }),
   );
@@ -685,12 +685,15 @@ function showMemory() {
   const { gradients, spectra } = DATA.memory,
     end = DATA.language ? "prediction" : "end";
   const tones = () => ({ before: colour("down"), after: colour("up") });
+  if (gradients.after.length > 2) {
+    for (const element of byId("memory").querySelectorAll(".plot")) element.classList.add("tall");
+  }
   plot("gradients", () => ({
     traces: Object.entries(gradients).flatMap(([when, directions]) =>
       directions.map(({ name, distances, norms }, d) => ({
         x: distances,
         y: norms,
-        name: directions.length > 1 ? `${when}, ${name}` : when,
+        name: directions.length > 1 ? `${name}, ${when}` : when,
         mode: "lines",
         line: { color: tones()[when], width: 2, dash: ["solid", "dash", "dot", "dashdot"][d % 4] },
         hovertemplate: `%{x} steps before the ${end}: %{y:.3g}<extra></extra>`,
@@ -707,26 +710,33 @@ function showMemory() {
       ),
     },
   }));
-  if (spectra.length === 0) return;
+  if (spectra.length) showSpectra(spectra, Object.keys(gradients), tones);
+}
+
+/** Shows the eigenvalues of one Whh; of several, that of the top layer at first. */
+function showSpectra(spectra, times, tones) {
+  let shown = spectra.length - 1;
+  const choices = spectra.map(({ name }, i) => {
+    const input = make("input", { type: "radio", name: "spectrum", value: i, checked: i === shown ? "" : null });
+    input.addEventListener("change", () => {
+      shown = i;
+      refresh("spectrum");
+    });
+    return make("label", { children: [input, ` ${name}`] });
+  });
+  if (choices.length > 1) byId("spectrum-choice").append(...choices);
   plot("spectrum", () => ({
-    traces: spectra.flatMap((spectrum, i) =>
-      Object.keys(gradients).map((when) => ({
-        x: spectrum[when].map(([re]) => re),
-        y: spectrum[when].map(([, im]) => im),
-        mode: "markers",
-        name: spectra.length > 1 ? `${spectrum.name}, ${when}` : when,
-        visible: i === spectra.length - 1 || spectra.length < 3 ? true : "legendonly",
-        marker: {
-          color: tones()[when],
-          size: 7,
-          opacity: 0.8,
-          symbol: (when === "before" ? ["circle-open", "square-open"] : ["circle", "square"])[i % 2],
-        },
-        text: spectrum[when].map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
-        hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
-      })),
-    ),
-    layout: { ...complexPlane(""), ...above(spectra.length) },
+    traces: times.map((when) => ({
+      x: spectra[shown][when].map(([re]) => re),
+      y: spectra[shown][when].map(([, im]) => im),
+      mode: "markers",
+      name: when,
+      showlegend: true,
+      marker: { color: tones()[when], size: 7, opacity: 0.8, symbol: when === "before" ? "circle-open" : "circle" },
+      text: spectra[shown][when].map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
+      hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
+    })),
+    layout: complexPlane(""),
   }));
 }
 
@@ -740,57 +750,85 @@ function above(n) {
 // Panels: state space.
 
 const FEW = 12; // classes that have a colour of their own in the state space
-const space = { chosen: 0, path: { x: [], y: [], labels: [] }, traces: 0 };
+const space = { chosen: 0, path: { x: [], y: [], labels: [] }, diamonds: -1, colour: "kind" };
 
 function project(h) {
   const { mean, axes } = DATA.states;
   return axes.map((along) => along.reduce((sum, a, j) => sum + a * (h[j] - mean[j]), 0));
 }
 
-/** Returns the traces of the states: with two classes on one scale of colour, with more a trace for each class. */
+/** Returns the traces of a sequence run's states: with two classes on one scale of colour, with more one for each. */
 function stateTraces() {
   const { points, said, last, labels } = DATA.states;
   const says = (i) => (TWO ? `${percent(said[i])} ${MODEL.classes[1]}` : MODEL.classes[said[i]]);
   const trace = (rows, marker, name) => ({
+    ...dots(points, rows, name, marker),
+    marker: { ...marker, size: rows.map((i) => (last[i] ? 7 : 5)), opacity: 0.72 },
+    text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
+  });
+  const every = Array.from(points.keys());
+  if (TWO) {
+    const ofSecond = every.map((i) => said[i]);
+    return [trace(every, scaled(ofSecond, [0, 1], ["down", "up"], MODEL.classes[1], ".0%"), "states")];
+  }
+  if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
+  return MODEL.classes.map((name, c) =>
+    trace(
+      every.filter((i) => said[i] === c),
+      { color: classColour(c), symbol: SYMBOLS[c % SYMBOLS.length] },
+      escapeText(name),
+    ),
+  );
+}
+
+/** Returns the traces of a language model's states: one for each kind of token, or one scale of bits. */
+function languageTraces() {
+  const { points, kinds, kind, bits, labels } = DATA.states,
+    unit = DATA.language.tokens.slice(0, -1),
+    every = Array.from(points.keys());
+  const trace = (rows, marker, name) => ({
+    ...dots(points, rows, name, marker),
+    marker: { ...marker, size: 6.5, opacity: 0.8 },
+    text: rows.map((i) => `… ${escapeText(visible(labels[i]))}<br>next ${unit}: ${bits[i].toFixed(1)} bits`),
+  });
+  if (space.colour === "bits") {
+    const ends = [Math.min(...bits), Math.max(...bits)];
+    return [trace(every, scaled(bits, ends, ["up", "down"], "bits", ".1f"), "states")];
+  }
+  return kinds.map((name, k) =>
+    trace(
+      every.filter((i) => kind[i] === k),
+      { color: classColour(k), symbol: SYMBOLS[k % SYMBOLS.length] },
+      name,
+    ),
+  );
+}
+
+const SYMBOLS = ["circle", "triangle-up", "square", "x", "cross", "triangle-down", "hexagon2", "hourglass"];
+
+function dots(points, rows, name) {
+  return {
     x: rows.map((i) => points[i][0]),
     y: rows.map((i) => points[i][1]),
     mode: "markers",
     name,
-    showlegend: !TWO,
-    marker: { ...marker, size: rows.map((i) => (last[i] ? 7 : 5)), opacity: 0.72 },
-    text: rows.map((i) => (labels ? `… ${escapeText(labels[i])}<br>` : "") + `says ${escapeText(says(i))}`),
     hovertemplate: "%{text}<extra></extra>",
-  });
-  const every = Array.from(points.keys());
-  if (MODEL.classes.length > FEW) return [trace(every, { color: every.map((i) => classColour(said[i])) }, "states")];
-  if (!TWO)
-    return MODEL.classes.map((name, c) =>
-      trace(
-        every.filter((i) => said[i] === c),
-        { color: classColour(c) },
-        escapeText(name),
-      ),
-    );
-  const scale = [
-    [0, colour("down")],
-    [0.5, colour("middle")],
-    [1, colour("up")],
-  ];
-  const bar = {
-    thickness: 10,
-    len: 0.6,
-    outlinewidth: 0,
-    tickformat: ".0%",
-    title: { text: escapeText(MODEL.classes[1]), side: "right" },
   };
-  return [
-    trace(
-      every,
-      { color: every.map((i) => said[i]), cmin: 0, cmax: 1, colorscale: scale, colorbar: bar, showscale: true },
-      "states",
-    ),
-  ];
 }
+
+/** Returns a marker whose colour goes from `low` to `high` through grey, with a bar that says so. */
+function scaled(values, [low, high], tones, title, tickformat) {
+  const scale = [
+    [0, colour(tones[0])],
+    [0.5, colour("middle")],
+    [1, colour(tones[1])],
+  ];
+  const bar = { thickness: 10, len: 0.6, outlinewidth: 0, tickformat, title: { text: escapeText(title), side: "right" } };
+  return { color: values, cmin: low, cmax: high, colorscale: scale, colorbar: bar, showscale: true };
+}
+
+/** Makes spaces and ends of lines visible. */
+const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
 /** Escapes what Plotly would take for its few tags. */
 function escapeText(text) {
@@ -799,7 +837,8 @@ function escapeText(text) {
 
 function spacePlot() {
   const { slow, explained, readout } = DATA.states;
-  const traces = stateTraces();
+  const traces = DATA.language ? languageTraces() : stateTraces();
+  const many = traces.length > 1;
   const diamonds = slow ? slow.points : [];
   const order = slowOrder();
   traces.push({
@@ -817,17 +856,18 @@ function spacePlot() {
     text: order.map((i) => slowLabel(i)),
     hovertemplate: "slow point<br>%{text}<extra></extra>",
   });
-  space.traces = traces.length;
+  space.diamonds = traces.length - 1;
   traces.push(...pathTraces());
   const of = (i) => `component ${i + 1}, ${percent(explained[i], 0)} of the variance`;
   return {
     traces,
     layout: {
-      showlegend: !TWO && MODEL.classes.length <= FEW,
+      showlegend: many,
+      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "transparent", itemsizing: "constant" },
       xaxis: axis(of(0)),
       yaxis: axis(of(1)),
       annotations: TWO ? readoutArrow(readout) : [],
-      margin: { l: 52, r: 8, t: 14, b: 44 },
+      margin: { l: 52, r: 8, t: many ? 40 : 14, b: 44 },
     },
   };
 }
@@ -858,18 +898,21 @@ function readoutArrow(readout) {
 }
 
 function pathTraces() {
-  const { x, y, labels } = space.path,
+  const { x, y, labels, marks } = space.path,
     end = x.length - 1;
   const line = {
     x,
     y,
-    text: labels,
-    mode: "lines+markers",
+    text: marks,
+    textposition: "top center",
+    textfont: { size: 14, color: colour("text"), shadow: `0 0 3px ${colour("card")}, 0 0 2px ${colour("card")}` },
+    hovertext: labels,
+    mode: marks ? "lines+markers+text" : "lines+markers",
     name: "your text",
     showlegend: false,
-    line: { color: colour("text"), width: 1.8 },
+    line: { color: colour("text"), width: marks ? 1 : 1.8 },
     marker: { size: x.length > 80 ? 2.5 : 5, color: colour("text") },
-    hovertemplate: "%{text}<extra></extra>",
+    hovertemplate: "%{hovertext}<extra></extra>",
   };
   const star = {
     x: x.slice(end),
@@ -892,8 +935,27 @@ function showPath(reading) {
   const all = [start, ...steps];
   space.path = { x: all.map(([x]) => x), y: all.map(([, y]) => y), labels: ["the start", ...labels] };
   byId("path").dataset.points = JSON.stringify(all);
+  refreshPath(160);
+}
+
+function refreshPath(milliseconds) {
   clearTimeout(space.timer);
-  space.timer = setTimeout(() => refresh("path"), 160);
+  space.timer = setTimeout(() => refresh("path"), milliseconds);
+}
+
+const TAIL = { characters: 16, words: 10 };
+
+/** Draws the path of a written text: its last tokens up to a place, each beside its state. */
+function showWrittenPath({ tokens, path, next }, place, unit) {
+  const from = Math.max(0, place + 1 - TAIL[unit]),
+    shown = path.slice(from, place + 1),
+    read = tokens.slice(from, place + 1).map(visible);
+  const labels = read.map((token, i) => {
+    const following = next[from + i].slice(0, 3).map(([text, p]) => `${visible(text)} ${percent(p, 0)}`);
+    return `after ${escapeText(token)}<br>next: ${escapeText(following.join(", "))}`;
+  });
+  space.path = { x: shown.map(([x]) => x), y: shown.map(([, y]) => y), labels, marks: read.map(escapeText) };
+  refreshPath(40);
 }
 
 /** Returns the slow points from one end of the line to the other. */
@@ -906,15 +968,21 @@ function slowOrder() {
 function slowLabel(i) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i],
-    [re, im] = values[closestToOne(values)];
-  return `says ${escapeText(saysAfter(slow.logits[i]))}<br>closest to 1: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
+    [re, im] = values[slowest(values)];
+  return `${escapeText(slowSays(i))}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
 }
 
 function showSpace() {
   const { slow } = DATA.states;
+  for (const choice of document.querySelectorAll("[name=space-colour]")) {
+    choice.addEventListener("change", () => {
+      space.colour = choice.value;
+      refresh("path");
+    });
+  }
   plot("path", spacePlot, (element) =>
     element.on("plotly_click", ({ points: [point] }) => {
-      if (point.curveNumber === space.traces - 1) choose(point.pointNumber);
+      if (point.curveNumber === space.diamonds) choose(point.pointNumber);
     }),
   );
   if (!slow || slow.points.length === 0) {
@@ -925,11 +993,13 @@ function showSpace() {
   const slider = byId("slow-point"),
     order = slowOrder();
   slider.max = order.length - 1;
+  slider.hidden = byId("slow-label").hidden = order.length === 1;
   slider.value = space.chosen = Math.floor(order.length / 2);
   plot("jacobian", () => jacobianPlot(order[space.chosen]));
   const choose = (k) => {
     space.chosen = k;
     slider.value = k;
+    slider.setAttribute("aria-valuetext", `slow point ${k + 1} of ${order.length}`);
     describeSlowPoint(order[k], k, order.length);
     refresh("jacobian");
     refresh("path");
@@ -940,43 +1010,51 @@ function showSpace() {
 
 function jacobianPlot(i) {
   const values = DATA.states.slow.eigenvalues[i],
-    slowest = closestToOne(values);
+    marked = slowest(values);
+  const trace = (shown, tone, size) => ({
+    x: shown.map(([re]) => re),
+    y: shown.map(([, im]) => im),
+    mode: "markers",
+    showlegend: false,
+    marker: { color: colour(tone), size },
+    text: shown.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
+    hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
+  });
+  const others = values.filter((_, k) => k !== marked);
   return {
-    traces: [
-      {
-        x: values.map(([re]) => re),
-        y: values.map(([, im]) => im),
-        mode: "markers",
-        showlegend: false,
-        marker: {
-          color: values.map((_, k) => colour(k === slowest ? "down" : "up")),
-          size: values.map((_, k) => (k === slowest ? 12 : 7)),
-        },
-        text: values.map(([re, im]) => `|λ| = ${Math.hypot(re, im).toFixed(4)}`),
-        hovertemplate: "%{x:.3f} + %{y:.3f} i<br>%{text}<extra></extra>",
-      },
-    ],
+    traces: [trace(others, "up", others.length > 300 ? 4 : 7), trace([values[marked]], "down", 12)],
     layout: complexPlane("eigenvalues of dF/dh at the slow point"),
   };
 }
 
-/** Says how long a change along the eigenvalue closest to 1 lasts, and how many others do not fade. */
+/** Says what comes out at a slow point, how long a change along the marked eigenvalue lasts, and how many others grow. */
 function describeSlowPoint(i, k, n) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i];
-  const [re, im] = values[closestToOne(values)],
-    z = Math.hypot(re, im);
-  const outside = values.filter((value) => Math.hypot(...value) > 1).length;
-  const fate =
-    Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? "grows slowly" : `halves in ${steps(Math.log(0.5) / Math.log(z))}`;
+  const [re, im] = values[slowest(values)],
+    z = Math.hypot(re, im),
+    time = steps(Math.abs(Math.log(2) / Math.log(z))),
+    outside = values.filter((value) => Math.hypot(...value) > 1).length;
+  const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? `doubles in ${time}` : `halves in ${time}`;
+  const which = DATA.language ? "largest eigenvalue" : "eigenvalue closest to 1",
+    modulus = DATA.language ? `, |λ| = ${z.toFixed(3)}` : "";
   byId("slow-text").textContent =
-    `${k + 1} of ${n}, from left to right: the model says ${saysAfter(slow.logits[i])} there. The eigenvalue ` +
-    `closest to 1 is ${complex(re, im)}; a change along it ${fate}. ` +
-    `${outside} of ${values.length} eigenvalues are outside the circle.`;
+    `${n > 1 ? `${k + 1} of ${n}, from left to right` : "At the slow point"}: ${slowSays(i)}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
+    `along it ${fate}. ${number(outside)} of ${number(values.length)} eigenvalues are outside the circle.`;
 }
 
+/** Says what the model makes of a slow point. */
+function slowSays(i) {
+  const { logits, next } = DATA.states.slow;
+  if (!next) return `the model says ${saysAfter(logits[i])}`;
+  return `next comes ${next[i].map(([token, p]) => `“${visible(token)}” (${percent(p, 0)})`).join(", ")}`;
+}
+
+/** Returns the place of the eigenvalue that is marked; a language model's is the largest. */
+const slowest = (values) => (DATA.language ? 0 : closestToOne(values));
+
 const complex = (re, im) =>
-  re.toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
+  (re < 0 ? "−" : "") + Math.abs(re).toFixed(4) + (Math.abs(im) < 1e-6 ? "" : ` ${im < 0 ? "−" : "+"} ${Math.abs(im).toFixed(4)} i`);
 
 function steps(n) {
   const whole = Math.max(1, Math.round(n));
@@ -1130,9 +1208,10 @@ function fillTexts(texts) {
 
 function textLabel({ text, label, p }) {
   const called = mostProbable(p),
-    words = text.length > 70 ? `${text.slice(0, 70)} …` : text;
-  const verdict = called === label ? MODEL.classes[label] : `${MODEL.classes[called]}, is ${MODEL.classes[label]}`;
-  return `${verdict} (${percent(p[called])}): ${words}`;
+    line = text.trim().replace(/\s+/g, " "),
+    words = line.length > 70 ? `${line.slice(0, 70)} …` : line;
+  const verdict = `${MODEL.classes[called]} (${percent(p[called])})`;
+  return called === label ? `${verdict}: ${words}` : `called ${verdict}, is ${MODEL.classes[label]}: ${words}`;
 }
 
 /** Shows a reading: the probability and the words at once, the path in the state space when typing pauses. */
@@ -1233,12 +1312,10 @@ const without = (ids, place) => ids.filter((_, t) => t !== place);
 function pointAt(place, scroll = false) {
   const { tokens, ids, contributions, running } = view.reading,
     c = shownLogit();
-  document.querySelector(".word.chosen")?.classList.remove("chosen");
   const word = byId(`word-${place}`),
     list = byId("words");
+  select(list, document.querySelector(".word.chosen"), word);
   view.chosen = place;
-  word.classList.add("chosen");
-  list.setAttribute("aria-activedescendant", word.id);
   if (scroll) list.scrollTop = word.offsetTop - list.offsetTop - list.clientHeight / 2;
   const unknown = ids[place] === 0 ? " (not in the vocabulary)" : "";
   byId("word").replaceChildren(
@@ -1251,6 +1328,15 @@ function pointAt(place, scroll = false) {
   cursor.hidden = false;
   cursor.style.left = `${view.left + place * view.width - 1}px`;
   cursor.style.width = `${Math.max(4, view.width + 2)}px`;
+}
+
+/** Chooses another option of a list, for the eye and for a screen reader. */
+function select(list, before, option) {
+  before?.classList.remove("chosen");
+  before?.removeAttribute("aria-selected");
+  option.classList.add("chosen");
+  option.setAttribute("aria-selected", "true");
+  list.setAttribute("aria-activedescendant", option.id);
 }
 
 /** Says what the text would be called without the word. */
@@ -1390,6 +1476,12 @@ const SLICE = 40; // milliseconds of writing between two looks at the page
 function showWriting() {
   const panel = DATA.writing,
     temperature = byId("temperature");
+  if (!panel.weights) {
+    const { stored, tokens } = panel;
+    byId("generated").append(...stored.tokens.map((_, t) => writtenToken(stored, t, tokens)));
+    listenToWritten(stored, tokens);
+    return;
+  }
   const model = { rnn: makeRNN(panel.weights, MODEL), vocabulary: panel.vocabulary, tokens: panel.tokens };
   const showTemperature = () => {
     byId("temperature-value").textContent = Number(temperature.value).toFixed(2);
@@ -1458,14 +1550,14 @@ function listenToWritten(written, unit) {
   byId("unknown").textContent =
     `Not in the vocabulary, and read as one unknown ${unit.slice(0, -1)}: ` +
     unknown.map((token) => JSON.stringify(token)).join(", ");
+  if (written.path) byId("path").dataset.points = JSON.stringify(written.path);
   let chosen = -1;
   const point = (t) => {
     if (!(t >= 0 && t < tokens.length)) return;
-    box.children[chosen]?.classList.remove("chosen");
+    select(box, box.children[chosen], box.children[t]);
     chosen = t;
-    box.children[t].classList.add("chosen");
-    box.setAttribute("aria-activedescendant", `written-${t}`);
     showNext(written, t);
+    if (written.path) showWrittenPath(written, t, unit);
   };
   box.onpointerover = ({ target }) => point(Number(target.dataset.place ?? NaN));
   box.onkeydown = (event) => {
@@ -1540,7 +1632,7 @@ function main() {
   showNavigation();
   showSummary(DATA.language ? languageCards() : resultCards());
   if (DATA.reading) showReading();
-  if (DATA.writing?.weights) showWriting();
+  if (DATA.writing) showWriting();
   if (DATA.words) showWords();
   if (DATA.states) showSpace();
   if (DATA.memory) showMemory();

@@ -19,6 +19,7 @@ from torch_rnn.data.tokens import read_tokens
 from torch_rnn.nn.module import RNN
 from torch_rnn.page.contributions import contributions_of_states, running_logits
 from torch_rnn.page.finished import FinishedRun
+from torch_rnn.page.originals import original_texts
 from torch_rnn.page.predictions import Predictions
 
 MAX_WEIGHTS = 20_000_000
@@ -72,7 +73,10 @@ def packed(array: torch.Tensor | np.ndarray, dtype: str = "<f4") -> dict[str, An
 
 
 def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
-    """Returns test texts of four kinds, each with its label and the probabilities of the classes."""
+    """Returns test texts of four kinds, each with its label and the probabilities of the classes.
+
+    They are the original texts where these can be had, and else their words with spaces between.
+    """
     right = found.chosen == found.labels
     top = np.sort(found.probabilities, axis=1)
     lengths = lengths_of(run.data.splits["test"][0])[found.rows]
@@ -82,16 +86,25 @@ def chosen_texts(run: FinishedRun, found: Predictions) -> list[dict[str, Any]]:
         "longest": np.argsort(-lengths, kind="stable"),
         "at random": np.random.default_rng(0).permutation(len(right)),
     }
-    words, texts = words_of_test(run.data), []
+    words, chosen, read = words_of_test(run.data), [], {}
     for kind, order in kinds.items():
-        chosen = []
-        for i in order[: 4 * TEXTS]:
+        places = []
+        for i in order[: 4 * TEXTS].tolist():
             tokens = words(int(found.rows[i]))
-            if tokens and tokenize(" ".join(tokens)) == tokens and len(chosen) < TEXTS:
-                label, p = int(found.labels[i]), found.probabilities[i].tolist()
-                chosen.append({"kind": kind, "text": " ".join(tokens), "label": label, "p": p})
-        texts += chosen
-    return texts
+            if tokens and tokenize(" ".join(tokens)) == tokens and len(places) < TEXTS:
+                places.append(i)
+                read[int(found.rows[i])] = tokens
+        chosen += [(kind, i) for i in places]
+    texts = {number: " ".join(tokens) for number, tokens in read.items()} | original_texts(run.data, read)
+    return [
+        {
+            "kind": kind,
+            "text": texts[int(found.rows[i])],
+            "label": int(found.labels[i]),
+            "p": found.probabilities[i].tolist(),
+        }
+        for kind, i in chosen
+    ]
 
 
 def words_of_test(data: SequenceData) -> Callable[[int], list[str]]:
@@ -109,7 +122,8 @@ def words_of_test(data: SequenceData) -> Callable[[int], list[str]]:
 def stored(run: FinishedRun, text: str) -> dict[str, Any]:
     """Returns the reading of a text as the page computes it where it has the weights."""
     rnn, data = run.rnn, run.data
-    tokens = tokenize(text)[-data.maxlen :]
+    every = tokenize(text)
+    tokens = every[-data.maxlen :]
     ids = torch.from_numpy(data.vocabulary.encode(tokens)).long()[None]
     lengths = torch.tensor([len(tokens)])
     h = rnn.states(ids, lengths)
@@ -118,6 +132,7 @@ def stored(run: FinishedRun, text: str) -> dict[str, Any]:
     running = running_logits(rnn, h[0], parts)
     return {
         "tokens": tokens,
+        "skipped": every[: len(every) - len(tokens)],
         "ids": ids[0].tolist(),
         "contributions": packed(parts),
         "running": packed(running),

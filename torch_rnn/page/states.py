@@ -84,7 +84,9 @@ def plane(h: np.ndarray) -> Plane:
     The sign of each axis is that of its largest entry, so that equal states give equal planes.
     """
     mean = h.mean(axis=0)
-    _, values, axes = np.linalg.svd(h - mean, full_matrices=False)
+    _, values, axes = (
+        part.numpy() for part in torch.linalg.svd(torch.from_numpy(h - mean), full_matrices=False)
+    )
     parts = values**2 / max((values**2).sum(), 1e-300)
     axes = np.concatenate([axes[:2], np.zeros((max(0, 2 - len(axes)), h.shape[1]))])
     signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,31 @@ from torch_rnn.files import write_atomically
 from torch_rnn.page import language
 from torch_rnn.page.curves import curves
 from torch_rnn.page.finished import FinishedRun
+from torch_rnn.page.language_states import language_states
 from torch_rnn.page.memory import memory
 from torch_rnn.page.predictions import predict_test
 from torch_rnn.page.reading import reading, words_of_test
 from torch_rnn.page.results import result
-from torch_rnn.page.slow_points import STARTS, dynamics, slow_points
+from torch_rnn.page.slow_points import dynamics, number_of_starts, slow_points
 from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, states
 from torch_rnn.page.words import words
 from torch_rnn.page.writing import writing
 
-SMALL = 128
-"""Up to this H, one thread is faster than several."""
-
 
 def write(run: FinishedRun, path: Path) -> None:
     """Writes the page of a run, whole or not at all."""
-    with one_thread() if run.rnn.hidden_size <= SMALL else nullcontext():
+    with one_thread():
         text = page(run, gather(run))
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Makes PyTorch compute with one thread: in small products, threads wait for each other."""
+    """Makes PyTorch compute with one thread.
+
+    In small products threads wait for each other. In large ones, and in eigenvalues above all, they wait for
+    the cores where another program uses them: on two shared cores two threads took ten times as long as one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -53,13 +55,16 @@ def gather(run: FinishedRun) -> dict[str, Any]:
 
 def gather_language(run: FinishedRun) -> dict[str, Any]:
     """Returns the panels of a language model."""
+    space = language_states(run)
+    flat = Plane(space["mean"], space["axes"], space["explained"])
     return {
         "about": about(run),
         "model": {**run.rnn.settings, "classes": []},
         "language": language.result(run),
         "curves": curves(run),
+        "states": space,
         "memory": language.memory(run),
-        "writing": writing(run),
+        "writing": writing(run, flat),
     }
 
 
@@ -80,7 +85,7 @@ def gather_sequences(run: FinishedRun) -> dict[str, Any]:
     if run.reads_text:
         panels |= {"reading": reading(run, found), "words": words(run, found)}
     if run.writes_text:
-        panels["writing"] = writing(run)
+        panels["writing"] = writing(run, flat)
     return panels
 
 
@@ -90,11 +95,10 @@ def slow(run: FinishedRun, drawn: Sample, flat: Plane) -> dict[str, Any] | None:
     if system is None:
         return None
     H = rnn.hidden_size
-    count = int(np.clip(STARTS * (64 / system.width) ** 2, 8, STARTS))
-    chosen = np.random.default_rng(3).permutation(len(drawn.h))[:count]
+    chosen = np.random.default_rng(3).permutation(len(drawn.h))[: number_of_starts(rnn)]
     starts = joint_states(run, [drawn.places[i] for i in chosen])
-    points = slow_points(system, starts)
-    top = points.pop("s")[:, -H:]
+    points = slow_points(system, torch.from_numpy(starts))
+    top = points.pop("s")[:, -H:].numpy()
     by = 0 if rnn.by is None else rnn.by.detach().double().numpy()
     logits = top @ rnn.Why.detach().double().numpy()[:, :H].T + by
     return points | {"points": flat.project(top), "logits": logits, "starts": len(starts)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_rnn import RNN
-from torch_rnn.nn.members import joined, member_logits
+from torch_rnn.nn.members import clip_members, joined, member_logits
 
 D, C, B, T = 7, 3, 4, 6
 LENGTHS = torch.tensor([6, 1, 0, 4])
@@ -68,6 +68,31 @@ def with_gradients_as_weights(rnn):
     twin = RNN(**rnn.settings, dtype=torch.float64)
     twin.load_state_dict({name: parameter.grad for name, parameter in rnn.named_parameters()})
     return twin
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)])
+def test_each_members_gradient_is_clipped_as_if_it_were_alone(layers, bidirectional):
+    rnns = members((3, 3), layers, bidirectional)
+    rnns[1].by.data.copy_(rnns[0].by)
+    whole = joined(rnns)
+    weights = torch.tensor([0.01, 50.0], dtype=torch.float64)  # the second one is clipped
+    logits = torch.stack(member_logits(whole, 2, ids(), LENGTHS)).square().sum(dim=(1, 2))
+    (logits * weights).mean().backward()
+    factors = []
+    for rnn, weight in zip(rnns, weights, strict=True):
+        (weight * rnn(ids(), LENGTHS).square().sum()).backward()
+        own = [parameter.grad for name, parameter in rnn.named_parameters() if name != "by"]
+        factors.append(min(1, 3.0 / torch.nn.utils.get_total_norm(own).item()))
+        for parameter in rnn.parameters():
+            parameter.grad *= factors[-1]
+    assert factors[0] == 1 > factors[1]
+    by = torch.stack([rnn.by.grad / factor for rnn, factor in zip(rnns, factors, strict=True)]).mean(0)
+    clip_members(whole, 2, 3.0)
+    expected = joined([with_gradients_as_weights(rnn) for rnn in rnns])
+    for name, parameter in whole.named_parameters():
+        wanted = {"Why": 2, "by": 1}.get(name, 0.5) * getattr(expected, name)
+        wanted = by * sum(factors) / 2 if name == "by" else wanted
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-6, atol=1e-12, msg=name)
 
 
 def test_dropout_is_that_of_the_rnn():

@@ -68,6 +68,31 @@ def member_logits(rnn: RNN, n: int, x: Tensor, lengths: Tensor | None = None) ->
     return logits
 
 
+@torch.no_grad()
+def clip_members(rnn: RNN, n: int, limit: float) -> None:
+    """Scales the gradient of the mean of the members' losses, so that each member's part has norm <= limit.
+
+    A member's part is the gradient of its own loss in its own weights, as if it were alone. So a member with
+    a huge gradient does not shorten the steps of the others. by, which they share, is scaled by the mean.
+    """
+    squares, parts = torch.zeros(n, dtype=torch.float64, device=rnn.Why.device), []
+    for name, parameter in rnn.named_parameters():
+        if parameter.grad is None or name == "by":
+            continue
+        if name == "Why":
+            own, dim = 1, 2  # y = n Why_k h_k, and the loss has 1 / n
+            grad = parameter.grad.unflatten(1, (len(rnn.names[0]), n, -1))
+        else:
+            own, dim, grad = n, 0, parameter.grad.unflatten(0, (n, -1))
+        parts.append(grad.movedim(dim, 0))
+        squares += (own * torch.stack(torch._foreach_norm(list(parts[-1])))).double().square()
+    factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1).to(rnn.Why.dtype)
+    for part in parts:
+        part *= factors.view(-1, *[1] * (part.dim() - 1))
+    if rnn.by is not None and rnn.by.grad is not None:
+        rnn.by.grad *= factors.mean()
+
+
 def _blocks(rnn: RNN, name: str, n: int, directions: int) -> list[Weights]:
     """Returns the weights of the members; directions is 0 for the first layer, which reads x."""
     Wxh, bh, Whh = (getattr(rnn, kind + name) for kind in ("Wxh", "bh", "Whh"))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
-from torch_rnn.nn.members import joined, member_logits
+from torch_rnn.nn.members import clip_members, joined, member_logits
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 from torch_rnn.training.graphed import widened
@@ -31,7 +31,8 @@ class Classifier(TrainedRNN):
         bidirectional: gives each layer a second recurrence, from the last step to the first.
         members: the number of RNNs of hidden_size / members units each, which are trained by losses of their
             own from other initial weights. Together they are one RNN, whose logits are the mean of theirs:
-            its weights are in blocks. Validation, test and the saved model use it as a whole.
+            its weights are in blocks. Validation, test and the saved model use it as a whole. The norm of
+            each member's gradient is clipped by itself.
         nonlinearity: of the recurrence.
         dropout: the probability of zeroing each number that a layer passes to the next.
         recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
@@ -149,6 +150,17 @@ class Classifier(TrainedRNN):
         else:
             scored = losses.numel()
         return losses.sum(), hits.sum(), scored
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self.members > 1 and gradient_clip_val and gradient_clip_algorithm != "value":
+            clip_members(self.rnn, self.members, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _rate(self, name: str) -> float:
         # A member's share in the mean is one of `members`, so the steps of Why are as much smaller.

@@ -75,20 +75,20 @@ def clip_members(rnn: RNN, n: int, limit: float) -> None:
     A member's part is the gradient of its own loss in its own weights, as if it were alone. So a member with
     a huge gradient does not shorten the steps of the others. by, which they share, is scaled by the mean.
     """
-    squares, parts = torch.zeros(n, dtype=torch.float64, device=rnn.Why.device), []
+    squares = torch.zeros(n, dtype=torch.float64, device=rnn.Why.device)
+    by_units = []  # the gradients, with the units of the members in the first dimension
     for name, parameter in rnn.named_parameters():
         if parameter.grad is None or name == "by":
             continue
-        if name == "Why":
-            own, dim = 1, 2  # y = n Why_k h_k, and the loss has 1 / n
-            grad = parameter.grad.unflatten(1, (len(rnn.names[0]), n, -1))
-        else:
-            own, dim, grad = n, 0, parameter.grad.unflatten(0, (n, -1))
-        parts.append(grad.movedim(dim, 0))
-        squares += (own * torch.stack(torch._foreach_norm(list(parts[-1])))).double().square()
+        # y = n Why_k h_k, and the loss has 1 / n
+        own, grad = (1, parameter.grad.t()) if name == "Why" else (n, parameter.grad)
+        by_units.append(grad)
+        norms = torch.linalg.vector_norm(grad, dim=1) if grad.dim() == 2 else grad
+        squares += (own * norms.double()).square().reshape(-1, n, rnn.hidden_size // n).sum(dim=(0, 2))
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1).to(rnn.Why.dtype)
-    for part in parts:
-        part *= factors.view(-1, *[1] * (part.dim() - 1))
+    of_units = factors.repeat_interleave(rnn.hidden_size // n)
+    for grad in by_units:
+        grad *= of_units.repeat(len(grad) // len(of_units)).view(-1, *[1] * (grad.dim() - 1))
     if rnn.by is not None and rnn.by.grad is not None:
         rnn.by.grad *= factors.mean()
 

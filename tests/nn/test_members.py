@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_rnn import RNN
-from torch_rnn.nn.members import clip_members, joined, member_logits
+from torch_rnn.nn.members import clip_members, joined, member_logits, rows_of_members
 
 D, C, B, T = 7, 3, 4, 6
 LENGTHS = torch.tensor([6, 1, 0, 4])
@@ -49,13 +49,14 @@ def test_members_have_the_logits_and_gradients_of_rnns_of_their_own(layers, bidi
     if bias:
         rnns[1].by.data.copy_(rnns[0].by)  # members share it
     whole = joined(rnns)
-    direction = torch.randn(2, *rnns[0](ids(), LENGTHS).shape, dtype=torch.float64)
-    logits = member_logits(whole, 2, ids(), LENGTHS)
-    for found, rnn in zip(logits, rnns, strict=True):
-        torch.testing.assert_close(found, rnn(ids(), LENGTHS), rtol=0, atol=1e-12)
+    rows = [(ids()[k::2], LENGTHS[k::2]) for k in range(2)]
+    logits = member_logits(whole, rows_of_members(2), ids(), LENGTHS)
+    direction = torch.randn(2, *logits[0].shape, dtype=torch.float64)
+    for found, own, rnn in zip(logits, rows, rnns, strict=True):
+        torch.testing.assert_close(found, rnn(*own), rtol=0, atol=1e-12)
     (torch.stack(logits) * direction).sum().backward()
-    for rnn, weight in zip(rnns, direction, strict=True):
-        (rnn(ids(), LENGTHS) * weight).sum().backward()
+    for rnn, own, weight in zip(rnns, rows, direction, strict=True):
+        (rnn(*own) * weight).sum().backward()
     # The gradient of a block is its member's. Why holds half of each member's, so its gradient is twice that.
     expected = joined([with_gradients_as_weights(rnn) for rnn in rnns])
     for name, parameter in whole.named_parameters():
@@ -76,11 +77,11 @@ def test_each_members_gradient_is_clipped_as_if_it_were_alone(layers, bidirectio
     rnns[1].by.data.copy_(rnns[0].by)
     whole = joined(rnns)
     weights = torch.tensor([0.01, 50.0], dtype=torch.float64)  # the second one is clipped
-    logits = torch.stack(member_logits(whole, 2, ids(), LENGTHS)).square().sum(dim=(1, 2))
+    logits = torch.stack(member_logits(whole, rows_of_members(2), ids(), LENGTHS)).square().sum(dim=(1, 2))
     (logits * weights).mean().backward()
     factors = []
-    for rnn, weight in zip(rnns, weights, strict=True):
-        (weight * rnn(ids(), LENGTHS).square().sum()).backward()
+    for k, (rnn, weight) in enumerate(zip(rnns, weights, strict=True)):
+        (weight * rnn(ids()[k::2], LENGTHS[k::2]).square().sum()).backward()
         own = [parameter.grad for name, parameter in rnn.named_parameters() if name != "by"]
         factors.append(min(1, 3.0 / torch.nn.utils.get_total_norm(own).item()))
         for parameter in rnn.parameters():
@@ -98,10 +99,27 @@ def test_each_members_gradient_is_clipped_as_if_it_were_alone(layers, bidirectio
 def test_dropout_is_that_of_the_rnn():
     whole = joined(members((3, 3), 2, dropout=0.5, recurrent_dropout=0.5))
     torch.manual_seed(1)
-    first, second = (torch.stack(member_logits(whole, 2, ids())) for _ in range(2))
+    first, second = (torch.stack(member_logits(whole, rows_of_members(2), ids())) for _ in range(2))
     assert not torch.equal(first, second)
     whole.eval()
-    torch.testing.assert_close(torch.stack(member_logits(whole, 2, ids())).mean(0), whole(ids()))
+    twice = ids().repeat_interleave(2, dim=0)  # each member reads each row
+    torch.testing.assert_close(
+        torch.stack(member_logits(whole, rows_of_members(2), twice)).mean(0), whole(ids())
+    )
+
+
+def test_rows_of_members():
+    rows = list(range(17))
+    assert [rows[own] for own in rows_of_members(3)] == [rows[k::3] for k in range(3)]
+    for n, world in ((3, 2), (2, 2), (4, 6), (3, 1), (2, 40)):
+        found = [[] for _ in range(n)]
+        for rank in range(world):
+            for member, own in zip(found, rows_of_members(n, rank, world), strict=True):
+                member += rows[rank::world][own]
+        assert [sorted(member) for member in found] == [rows[k::n] for k in range(n)]
+    whole = joined(members((2, 2, 2)))
+    logits = member_logits(whole, rows_of_members(3), ids()[:2], LENGTHS[:2])
+    assert [len(y) for y in logits] == [1, 1, 0]
 
 
 @pytest.mark.bad_input

@@ -5,6 +5,7 @@
 So an ensemble of plain RNNs is a plain RNN, with as many units as they have together.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -45,11 +46,25 @@ def joined(rnns: Sequence[RNN]) -> RNN:
     return whole
 
 
-def member_logits(rnn: RNN, n: int, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-    """Returns the logits of the n members of equal size of an RNN that is in blocks, which share by.
+def rows_of_members(n: int, rank: int = 0, world: int = 1) -> list[slice]:
+    """Returns which rows of a batch each of n members reads: member k the rows k, k + n, k + 2 n, and so on.
 
-    Their mean is rnn(x, lengths). What is outside of the blocks is not read.
+    Of several processes, each has the rows rank, rank + world, ... of the whole batch, and gets the slices of
+    these.
     """
+    rows = []
+    for k in range(n):
+        first = [j for j in range(n) if (rank + world * j) % n == k][:1]
+        rows.append(slice(*first, None, n // math.gcd(world, n)) if first else slice(0, 0))
+    return rows
+
+
+def member_logits(rnn: RNN, rows: Sequence[slice], x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    """Returns the logits of the members, of equal size, of an RNN that is in blocks: each for its own rows.
+
+    On the same rows their mean is rnn(x, lengths). They share by. What is outside of the blocks is not read.
+    """
+    n = len(rows)
     size, directions = rnn.hidden_size // n, len(rnn.names[0])
     weights: list[list[list[Weights]]] = [[] for _ in range(n)]  # of each member, layer and direction
     for layer, names in enumerate(rnn.names):
@@ -61,8 +76,9 @@ def member_logits(rnn: RNN, n: int, x: Tensor, lengths: Tensor | None = None) ->
     settings = {"nonlinearity": rnn.nonlinearity, "backend": rnn.backend, "recompute": rnn.recompute}
     reduce = None if rnn.readout == "every" else partial(read, rnn.readout)
     logits = []
-    for k in range(n):
-        h, _ = layered(x, weights[k], None, lengths, dropout=dropout, reduce=reduce, **settings)
+    for k, own in enumerate(rows):
+        real = None if lengths is None else lengths[own]
+        h, _ = layered(x[own], weights[k], None, real, dropout=dropout, reduce=reduce, **settings)
         y = h @ (n * Why[k].flatten(1)).t()
         logits.append(y if rnn.by is None else y + rnn.by)
     return logits
@@ -70,7 +86,7 @@ def member_logits(rnn: RNN, n: int, x: Tensor, lengths: Tensor | None = None) ->
 
 @torch.no_grad()
 def clip_members(rnn: RNN, n: int, limit: float) -> None:
-    """Scales the gradient of the mean of the members' losses, so that each member's part has norm <= limit.
+    """Scales the gradient of the mean of n members' losses, so that each member's part has norm <= limit.
 
     A member's part is the gradient of its own loss in its own weights, as if it were alone. So a member with
     a huge gradient does not shorten the steps of the others. by, which they share, is scaled by the mean.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
-from torch_rnn.nn.members import clip_members, joined, member_logits
+from torch_rnn.nn.members import clip_members, joined, member_logits, rows_of_members
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 from torch_rnn.training.graphed import widened
@@ -29,10 +29,11 @@ class Classifier(TrainedRNN):
         output_size: the number of outputs; null for what the classes need: 1 for two of them.
         num_layers: the number of recurrences on top of each other.
         bidirectional: gives each layer a second recurrence, from the last step to the first.
-        members: the number of RNNs of hidden_size / members units each, which are trained by losses of their
-            own from other initial weights. Together they are one RNN, whose logits are the mean of theirs:
-            its weights are in blocks. Validation, test and the saved model use it as a whole. The norm of
-            each member's gradient is clipped by itself.
+        members: the number of RNNs of hidden_size / members units each, which are trained from other initial
+            weights, each on its own part of every batch. Together they are one RNN, whose logits are the mean
+            of theirs: its weights are in blocks. Validation, test and the saved model use it as a whole. To
+            train each as long as one alone, multiply batch_size and max_epochs by members. The norm of each
+            member's gradient is clipped by itself.
         nonlinearity: of the recurrence.
         dropout: the probability of zeroing each number that a layer passes to the next.
         recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
@@ -132,17 +133,17 @@ class Classifier(TrainedRNN):
     def _score(self, x: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         """Returns sums over this process's outputs: the loss, the right ones, and their number.
 
-        In training the loss is the mean of the members' losses.
+        In training each member scores its own part of the batch.
         """
         # SequenceData has checked all values once.
         with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
             if self.training and self.members > 1:
-                of_members = member_logits(self.rnn, self.members, x, lengths)
-                logits = torch.stack(of_members).detach().mean(dim=0)
-                losses = torch.stack([cross_entropy(y, labels) for y in of_members]).mean(dim=0)
+                rows = rows_of_members(self.members, self.trainer.global_rank, self.trainer.world_size)
+                logits = torch.cat(member_logits(self.rnn, rows, x, lengths))
+                lengths, labels = (torch.cat([part[own] for own in rows]) for part in (lengths, labels))
             else:
                 logits = self.rnn(x, lengths)
-                losses = cross_entropy(logits, labels)
+            losses = cross_entropy(logits, labels)
         hits = most_probable(logits) == most_probable_label(labels)
         if self.rnn.readout == "every":
             real = real_steps(lengths, x.shape[1])

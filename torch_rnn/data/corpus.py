@@ -155,16 +155,19 @@ class Corpus(SequenceData):
         )
         self.labels = tuple(json.loads((self.tokens / "classes.json").read_text(encoding="utf-8")))
 
-    def prepare_unlabelled(self) -> teaching.Unlabelled:
-        """Tokenizes the unlabelled texts, or those of the file of labels, if they are not in the cache."""
-        if self.teacher == teaching.NGRAMS:
-            source = self.unlabelled_source()
-        else:
-            columns = [f"p_{name}" for name in self.classes]
-            source = self.unlabelled_documents(Path(self.teacher), "teacher", columns)
+    def prepare_unlabelled(self, source: Source | None = None) -> teaching.Unlabelled:
+        """Tokenizes unlabelled texts if they are not in the cache: by default those of the settings."""
+        source = source or self._teachers_texts()
         self.more_tokens = teaching.tokenized(self.cache, self.name, self.tokens, source)
         film = ("known" if source.has_films else "unknown") if self.films else None
         return teaching.Unlabelled(self.more_tokens, film)
+
+    def _teachers_texts(self) -> Source:
+        """Returns the unlabelled texts, or those of the file of labels."""
+        if self.teacher == teaching.NGRAMS:
+            return self.unlabelled_source()
+        columns = [f"p_{name}" for name in self.classes]
+        return self.unlabelled_documents(Path(self.teacher), "teacher", columns)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

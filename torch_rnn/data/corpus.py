@@ -102,6 +102,7 @@ class Corpus(SequenceData):
         self.input_size = self.max_features = max_features
         self.maxlen, self.validation = maxlen, validation
         self.tokens: Path | None = None
+        self.is_prepared = False
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], Mapping[str, Documents]]]:
         """Returns the paths of the source, its fingerprint and a function that opens "train" and "test"."""
@@ -120,25 +121,28 @@ class Corpus(SequenceData):
 
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
+        if self.is_prepared:
+            return
         self.prepare_tokens()
         more = self.prepare_unlabelled() if self.teacher is not None else None
         to_learn_from = more if self.teacher == teaching.NGRAMS else None
-        if (self.distillation or self.pieces) and self.cross_fitted is None:
+        if self.distillation or self.pieces:
             self.cross_fitted, pieces = teaching.cross_fitted(
                 self.cache, self.tokens, self.validation, self.pieces, to_learn_from
             )
             self.pieces_labels = [pieces] if self.pieces else []
-        if more is None or self.teachers_labels is not None:
-            return
         if to_learn_from is not None:
             self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from)
-        self.teachers_labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
+        if more is not None:
+            labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
+            self.teachers_labels = labels
         if self.pieces and self.ngrams is not None:
             self.pieces_labels.append(
                 teaching.labelled_pieces(
                     self.cache, self.more_tokens, self.teachers_labels.index, self.ngrams, self.pieces
                 )
             )
+        self.is_prepared = True
 
     def prepare_tokens(self) -> None:
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""

@@ -114,7 +114,8 @@ class Classifier(TrainedRNN):
         x, lengths, labels, scored, _ = batch
         if self.cuda_graph:
             x = widened(x)
-            labels = widened(labels) if self.rnn.readout == "every" else labels
+            if self.rnn.readout == "every":  # the number of steps would be another constant in each batch
+                labels, scored = widened(labels), None
         loss, *sums = self._step(x, lengths, labels, scored)
         self._add("train", *sums)
         return self._checked(loss)

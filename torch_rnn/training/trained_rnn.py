@@ -85,6 +85,9 @@ class TrainedRNN(LightningModule):
         """Returns sentences for the report, beside the metrics."""
         return data.remarks(self.rnn)
 
+    def on_fit_start(self) -> None:
+        self._graphed = None  # Lightning has moved the parameters to the device
+
     def on_train_epoch_end(self) -> None:
         self._log_means("train")
 

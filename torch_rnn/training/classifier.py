@@ -165,8 +165,16 @@ class Classifier(TrainedRNN):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _rate(self, name: str) -> float:
-        # A member's share in the mean is one of `members`, so the steps of Why are as much smaller.
-        return super()._rate(name) / (self.members if name == "Why" else 1)
+        # Why has the member's divided by `members`, and so must its steps be.
+        if name == "Why":
+            return super()._rate(name) / self.members
+        # The gradient of the mean loss in a member's other weights is that of its own loss divided by
+        # `members`. This changes the steps of plain descent alone; by belongs to all members.
+        return super()._rate(name) * (self.members if self.optimizer == "sgd" and name != "by" else 1)
+
+    def _decay(self, name: str) -> float:
+        # It is multiplied by the learning rate.
+        return super()._decay(name) * (self.members if name == "Why" else 1)
 
     def _means(self, loss: Tensor, hits: Tensor, scored: Tensor) -> dict[str, Tensor]:
         return {"loss": loss / scored, "accuracy": hits / scored}

@@ -51,8 +51,8 @@ class Classifier(TrainedRNN):
         start_from: a run's folder, or its model.safetensors, whose Wxh, Whh and bh are taken over as the
             start, and by name whatever else fits. It must have the same vocabulary.
         start_learning_rate: of the weights that are taken over; null for `learning_rate`.
-        cuda_graph: replays the forward and backward pass of a step as one CUDA graph for each padded length,
-            which saves the host's time. Needs one GPU. A batch is padded to a multiple of 16 steps.
+        cuda_graph: replays the forward and backward pass of a step as one CUDA graph for each shape of a
+            batch, which saves the host's time. Needs one GPU. A batch is padded to a multiple of 16 steps.
         n_classes: the number of classes of the data.
     """
 

@@ -22,6 +22,7 @@ from torch_rnn.training.checkpoint_file import (
     write_checkpoint,
 )
 from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.resume import check_same_run, run_settings
 from torch_rnn.training.seeding import seed_step
 
 
@@ -176,6 +177,13 @@ def test_another_run_is_not_gone_on_with(stopped, undisturbed, more, message, fi
     assert message in error
     assert "go on with its own settings, or start another with --trainer.default_root_dir" in error
     assert read_checkpoint(stopped / FOLDER / LAST)["global_step"] == 23
+
+
+def test_a_run_goes_on_with_or_without_cuda_graphs():
+    before, now = ({"model": {"hidden_size": 8, "cuda_graph": value}} for value in (True, False))
+    check_same_run(run_settings(before), run_settings(now))
+    in_an_older_checkpoint = {"model.hidden_size": 8, "model.cuda_graph": True}
+    check_same_run(in_an_older_checkpoint, run_settings(now))
 
 
 @pytest.mark.bad_input

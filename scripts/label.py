@@ -1,9 +1,8 @@
 """Label texts with the probabilities of a teacher, for a training with --data.teacher FILE.
 
 A teacher is "ngrams", which is fitted on the texts of --train and on those of --data, or the folder of a
-trained run. Several
-teachers give the mean of their probabilities. --data and --train take the files and folders of train_text.py,
-and IMDB's archive or folder.
+trained run. Several teachers give the mean of their probabilities. --data and --train take the files and
+folders of train_text.py, and IMDB's archive or folder.
 """
 
 import argparse
@@ -20,8 +19,8 @@ with ends_quietly():
     from torch_rnn.data import IMDB, TextFiles
     from torch_rnn.data.corpus import Corpus
     from torch_rnn.data.documents import Document, Documents, documents
-    from torch_rnn.data.imdb import is_imdb, read_unlabelled, unlabelled_in
-    from torch_rnn.data.teaching import NGRAMS
+    from torch_rnn.data.imdb import is_imdb, read_unlabelled, unlabelled_in, unlabelled_reviews
+    from torch_rnn.data.teaching import NGRAMS, Source
     from torch_rnn.errors import RunError
     from torch_rnn.training.teacher import Mixture, NGramTeacher, labelled, load_run, write_labels
 
@@ -38,11 +37,10 @@ class TrainTexts(TextFiles):
 
 
 def labelled_texts(chosen: argparse.Namespace) -> Corpus:
-    """Returns the data set that the n-gram teacher is fitted on."""
+    """Returns the labelled texts that the n-gram teacher is fitted on."""
     if chosen.train is None:
         raise RunError("the teacher ngrams needs labelled texts; name them with --train")
     settings = {"cache": chosen.cache, "validation": chosen.validation}
-    settings |= {"teacher": NGRAMS, "unlabelled": str(chosen.data)}
     if is_imdb(chosen.train):
         return IMDB(str(chosen.train), **settings)
     columns = {"text_column": chosen.text_column, "label_column": chosen.label_column}
@@ -54,6 +52,13 @@ def texts(chosen: argparse.Namespace) -> Documents:
     if is_imdb(chosen.data):
         return read_unlabelled(unlabelled_in(chosen.data))
     return documents(chosen.data, chosen.text_column, None, "unlabelled")
+
+
+def unlabelled(chosen: argparse.Namespace, source: Documents) -> Source:
+    """Returns the texts to label as those that the n-gram teacher learns from."""
+    if is_imdb(chosen.data):
+        return unlabelled_reviews(unlabelled_in(chosen.data))._replace(open=lambda: source)
+    return Source(chosen.data, source.fingerprint(), lambda: source, has_films=False)
 
 
 def watched(source: Documents) -> Iterator[Document]:
@@ -77,7 +82,7 @@ def main() -> int:
     parser.add_argument("--validation", type=float, default=0.1, help="the part of --train that is left out")
     parser.add_argument("--text_column", default="text")
     parser.add_argument("--label_column", default="label")
-    parser.add_argument("--cache", help="the folder for the tokens of --train; by default data/cache")
+    parser.add_argument("--cache", help="the folder for tokens and teacher; by default data/cache")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -85,7 +90,9 @@ def main() -> int:
             raise RunError(f"--train is {chosen.train}, and no teacher is fitted; add ngrams to --teacher")
         source = texts(chosen)
         teachers = [
-            NGramTeacher(labelled_texts(chosen)) if name == NGRAMS else load_run(Path(name))
+            NGramTeacher(labelled_texts(chosen), unlabelled(chosen, source))
+            if name == NGRAMS
+            else load_run(Path(name))
             for name in chosen.teacher
         ]
         teacher = Mixture(teachers)

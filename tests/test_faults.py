@@ -20,9 +20,10 @@ FULL = Shape(3, 7, 5, 4, ids=False)
 
 
 def mutant(module, right: str, wrong: str):
-    """Returns a copy of the module with one wrong line."""
+    """Returns a copy of the module with one wrong line. Fails where the right one is not there once."""
     source = inspect.getsource(module)
-    assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times in {module.__name__}"
+    if source.count(right) != 1:  # not with an AssertionError, which would pass for a fault that is found
+        pytest.fail(f"{right!r} occurs {source.count(right)} times in {module.__name__}")
     spec = importlib.util.spec_from_loader("mutant", loader=None)
     twin = importlib.util.module_from_spec(spec)
     sys.modules["mutant"] = twin
@@ -172,7 +173,7 @@ def sampled_from_all(module):
         (sampled_from_all, "y.masked_fill_(negatives == targets[:, None], -torch.inf)", "pass"),
         (language_checks.sampled_partition_function, "return negatives, p[negatives].log()",
          "return negatives, torch.zeros_like(p[negatives])"),
-        (language_checks.sampled_partition_function, "- log_q.to(sums)", "- log_q.to(sums) - log_q[0]"),
+        (language_checks.sampled_partition_function, "-log_q.to(sums)", "-log_q.to(sums) - log_q[0]"),
         (language_checks.sampled_partition_function, "ends = p[order].cumsum(0)", "ends = p.cumsum(0)"),
     ],
 )  # fmt: skip

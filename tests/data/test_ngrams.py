@@ -91,6 +91,37 @@ def test_self_training_is_the_definition(classes, monkeypatch):
     assert not np.allclose(taught.label(documents), known)
 
 
+def test_each_round_of_self_training_begins_with_the_last_model(monkeypatch):
+    monkeypatch.setattr("torch_rnn.data.ngrams.SURE", 0.6)
+    (documents, _), (more, _) = made(), made(seed=1)
+    texts = documents, np.arange(0, 120, 2), more, np.arange(100)
+    model = NGrams.fit(*texts[:2], WORDS, 3)
+    two_rounds = model.taught(*texts)
+    monkeypatch.setattr("torch_rnn.data.ngrams.ROUNDS", 1)
+    one_round = model.taught(*texts)
+    assert np.array_equal(one_round.taught(*texts).weights, two_rounds.weights)
+    assert not np.array_equal(one_round.weights, two_rounds.weights)
+
+
+def test_without_unlabelled_texts_self_training_changes_nothing():
+    (documents, _), (more, _) = made(), made(seed=1)
+    rows = np.arange(0, 120, 2)
+    model = NGrams.fit(documents, rows, WORDS, 3)
+    taught = model.taught(documents, rows, more, np.arange(0))  # all of them are equal to labelled ones
+    assert np.array_equal(taught.weights, model.weights)
+
+
+def test_a_text_without_a_trigram_is_labelled_alone_as_among_others():
+    documents, rows = made()
+    model = NGrams.fit(documents, np.arange(120), WORDS, 3)
+    bigram = next(row for row in rows if len(row) > 1)[:2]
+    for text in (bigram[:0], bigram[:1], bigram):
+        alone = model.probabilities(text.astype(np.int32), np.array([0, len(text)]))
+        ids = np.concatenate([text, rows[0], text]).astype(np.int32)
+        among = model.probabilities(ids, np.cumsum([0, len(text), len(rows[0]), len(text)]))
+        assert np.array_equal(among[[0, 2]], np.concatenate([alone, alone]))
+
+
 def test_it_is_the_same_in_pieces_and_from_its_file(tmp_path, monkeypatch):
     documents, _ = made()
     model = NGrams.fit(documents, np.arange(120), WORDS, 3)

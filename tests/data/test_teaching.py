@@ -203,6 +203,8 @@ def test_each_stage_is_made_once(files, monkeypatch):
     changed = {"temperature": 0.5, "confidence": 0.6, "distillation": 0.3}  # they need no new labels
     again = texts(files, pieces=4, **changed)
     assert again.labels == first.labels
+    monkeypatch.setattr(teaching, "cached", None)
+    first.prepare_data()  # looks for nothing in the cache again
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])

@@ -126,3 +126,7 @@ def test_rows_of_members():
 def test_refuses_what_differs():
     with pytest.raises(ValueError, match=r"'readout': 'max'.*they must be equal but for hidden_size"):
         joined([RNN(D, 2, C), RNN(D, 2, C, readout="max")])
+    with pytest.raises(ValueError, match=r"torch.float64.*they must be equal but for hidden_size"):
+        joined([RNN(D, 2, C), RNN(D, 3, C).double()])
+    with pytest.raises(ValueError, match=r"^rnns is empty; there must be at least one RNN$"):
+        joined([])

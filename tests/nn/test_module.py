@@ -10,6 +10,7 @@ from ladder import READOUTS, rung_4
 from torch_rnn import RNN, NumpyRNN
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.readout import READOUTS as ALL_READOUTS
+from torch_rnn.nn.readout import read
 from torch_rnn.ops import available
 
 ids = torch.tensor([[3, 1, 4, 1], [5, 0, 2, 2]])
@@ -57,6 +58,15 @@ def test_padding_is_never_read(readout):
         torch.testing.assert_close(got[0, :2] if readout == "every" else got[0], alone[0], rtol=0, atol=1e-12)
         gradients = torch.autograd.grad(got.sum(), list(rnn.parameters()))
         assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("readout", ["last", "mean", "max"])
+def test_readouts_are_not_rounded_under_autocast(readout):
+    h = torch.randn(3, 200, 5)
+    lengths = torch.tensor([200, 111, 37])
+    expected = read(readout, h, h[:, -1], lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(read(readout, h, h[:, -1], lengths), expected)
 
 
 @pytest.mark.parametrize("readout", ["last", "mean", "max"])

@@ -194,6 +194,29 @@ def test_the_unlabelled_reviews_of_imdb_are_labelled_from_any_form(run, tmp_path
     assert NGrams.load(data.ngrams / "ngrams.npz").keys.size > 10
 
 
+def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_path):
+    labelled, unlabelled = imdb_files(3)
+    write_folder(tmp_path, labelled | unlabelled)
+    write_archive(tmp_path / "aclImdb.tar.gz", labelled | unlabelled)
+    (tmp_path / "more.csv").write_text("\n".join(["review", *(text for text, _ in rows(20, 3))]))
+    given = ["--cache", tmp_path / "cache", "--out", tmp_path / "out.jsonl"]
+    found = []
+    for name in ("aclImdb", "aclImdb.tar.gz"):
+        data = ["--train", files / "train.csv", "--data", tmp_path / name]
+        assert run("label", "--teacher", "ngrams", *data, *given) == 0
+        texts, p = read(tmp_path / "out.jsonl")
+        found.append(dict(zip(texts, p.tolist(), strict=True)))
+    one_more = found[1].keys() - found[0].keys()  # "never read" is in the archive alone
+    assert len(one_more) == 1
+    for text, p in found[0].items():
+        assert found[1][text] == pytest.approx(p, abs=0.01)
+    data = ["--train", tmp_path / "aclImdb", "--data", tmp_path / "more.csv", "--text_column", "review"]
+    assert run("label", "--teacher", "ngrams", *data, *given) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 20
+    read_by_teacher = (tmp_path / "cache").glob("unlabelled-*/unlabelled_offsets.npy")
+    assert sorted(len(np.load(path)) - 1 for path in read_by_teacher) == [20, 30, 31]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -95,6 +95,9 @@ def test_seeds_and_settings_end_in_one_table_of_mean_and_spread(run, tmp_path, c
     assert group["test/accuracy"]["mean"] == pytest.approx(statistics.fmean(accuracies))
     assert group["test/accuracy"]["spread"] == pytest.approx(statistics.stdev(accuracies))
     assert f"{statistics.fmean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}" in printed
+    monkeypatch.setattr(subprocess, "Popen", None)  # other settings in the same folders are refused at once
+    assert run("sweep", tmp_path, *FIXED, "--seed_everything", "1,2", "--model.hidden_size", "8") == 2
+    assert "hidden_size" in capsys.readouterr().err
 
 
 def test_a_stopped_sweep_stops_its_runs(tmp_path, stand_in):

@@ -22,6 +22,7 @@ from torch_rnn.training.checkpoint_file import (
     write_checkpoint,
 )
 from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.resume import check_same_run, run_settings
 from torch_rnn.training.seeding import seed_step
 
 
@@ -178,6 +179,13 @@ def test_another_run_is_not_gone_on_with(stopped, undisturbed, more, message, fi
     assert read_checkpoint(stopped / FOLDER / LAST)["global_step"] == 23
 
 
+def test_a_run_goes_on_with_or_without_cuda_graphs():
+    before, now = ({"model": {"hidden_size": 8, "cuda_graph": value}} for value in (True, False))
+    check_same_run(run_settings(before), run_settings(now))
+    in_an_older_checkpoint = {"model.hidden_size": 8, "model.cuda_graph": True}
+    check_same_run(in_an_older_checkpoint, run_settings(now))
+
+
 @pytest.mark.bad_input
 def test_other_data_are_not_gone_on_with(stopped, monkeypatch):
     monkeypatch.setattr("torch_rnn.data.grammar.SUBJECTS", ("the film", "the book"))
@@ -254,13 +262,11 @@ def test_refuses_bad_settings():
 
 @pytest.mark.bad_input
 def test_a_validation_score_that_is_never_finite_is_named(tmp_path, monkeypatch):
-    def score(self, split, batch):
-        total, scored = plain(self, split, batch)
-        self._sums[split][0] = self._sums[split][0] * (torch.nan if split == "validation" else 1)
-        return total, scored
+    def add(self, split, loss, *others):
+        plain(self, split, loss * (torch.nan if split == "validation" else 1), *others)
 
-    plain = Classifier._score
-    monkeypatch.setattr(Classifier, "_score", score)
+    plain = Classifier._add
+    monkeypatch.setattr(Classifier, "_add", add)
     settings = SMALL | {"checkpoint.monitor": "validation/loss", "trainer.max_epochs": 1}
     for more in ((), ("--resume", "auto")):
         status, error = train(tmp_path, settings, *more)

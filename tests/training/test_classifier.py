@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from torch_rnn.data.batches import Batch
 from torch_rnn.losses import cross_entropy
-from torch_rnn.nn.members import member_logits, rows_of_members
+from torch_rnn.nn.members import joined, member_logits, rows_of_members
 from torch_rnn.training.classifier import Classifier
 from torch_rnn.training.trained_rnn import cosine
 
@@ -126,6 +126,40 @@ def test_refuses_bad_settings():
         Classifier(9, 5, optimizer="lion")
     with pytest.raises(ValueError, match="schedule is 'step'; it must be constant or cosine"):
         Classifier(9, 5, schedule="step")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adamw", "weight_decay": 2.0}]
+)
+def test_a_members_step_is_that_of_an_rnn_of_its_own(tmp_path, settings):
+    seed_everything(0)
+    settings = {"learning_rate": 0.1, "bidirectional": True, "num_layers": 2} | settings
+    alone = [Classifier(9, 3, 1, **settings) for _ in range(2)]
+    together = Classifier(9, 6, 1, members=2, **settings)
+    together.rnn.load_state_dict(joined([model.rnn for model in alone]).state_dict())
+    before = {name: tensor.clone() for name, tensor in together.rnn.state_dict().items()}
+    whole = batch(8, "last", 0)
+    parts = [Batch(*(tensor[k::2] for tensor in whole[:3])) for k in range(2)]
+    for model, part in zip((*alone, together), (*parts, whole), strict=True):
+        trainer(tmp_path).fit(model, Data([part]))
+    expected = joined([model.rnn for model in alone]).state_dict()
+    for name, parameter in together.rnn.state_dict().items():
+        step, wanted = parameter - before[name], expected[name] - before[name]
+        if name == "by" and settings["optimizer"] != "sgd":  # Adam's step is not the mean of its steps
+            continue
+        assert wanted.any()
+        torch.testing.assert_close(step, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()), msg=name)
+
+
+def test_the_trainer_clips_each_member(tmp_path):
+    seed_everything(0)
+    model = Classifier(9, 6, 1, members=2, optimizer="sgd", learning_rate=1.0)
+    before = {name: tensor.clone() for name, tensor in model.rnn.state_dict().items()}
+    trainer(tmp_path, gradient_clip_val=1e-3).fit(model, Data([batch(8, "last", 0)]))
+    steps = {name: tensor - before[name] for name, tensor in model.rnn.state_dict().items()}
+    for units in (slice(0, 3), slice(3, 6)):  # a member's readout is 2 Why
+        own = [steps["Wxh"][units], steps["Whh"][units], steps["bh"][units], 2 * steps["Why"][:, units]]
+        assert torch.nn.utils.get_total_norm(own).item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_members_are_trained_apart_and_scored_as_one(tmp_path):

@@ -64,12 +64,13 @@ class Data(LightningDataModule):
 
 
 def reviews(lengths, readout):
-    """Batches (B, T) of ids; one for each tuple of lengths."""
+    """Batches (B, T) of ids as a training makes them; one for each tuple of lengths."""
     g, batches = torch.Generator().manual_seed(0), []
     for row_lengths in lengths:
         B, T = len(row_lengths), max(row_lengths)
         labels = torch.randint(2, (B, T) if readout == "every" else (B,), generator=g)
-        batches.append(Batch(torch.randint(9, (B, T), generator=g), torch.tensor(row_lengths), labels))
+        x, scored = torch.randint(9, (B, T), generator=g), sum(row_lengths) if readout == "every" else B
+        batches.append(Batch(x, torch.tensor(row_lengths), labels, scored, sum(row_lengths)))
     return batches
 
 
@@ -98,20 +99,35 @@ def assert_same(found, expected, device):
         )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "32-true"), ("cpu", "bf16-mixed"), pytest.param("cuda", "32-true", marks=pytest.mark.cuda)],
+)
 @pytest.mark.parametrize("readout", ["last", "mean", "max", "every"])
-def test_a_classifier_ends_in_the_same_bits(passes, tmp_path, readout, device):
+def test_a_classifier_ends_in_the_same_bits(passes, tmp_path, readout, precision, device):
     lengths = [(16, 3, 0), (30, 17, 32), (9, 16, 12), (16, 16, 16), (5, 16)]
 
     def run(cuda_graph):
         seed_everything(0)
-        model = Classifier(9, 5, 1, readout=readout, learning_rate=0.1, cuda_graph=cuda_graph)
-        return trained(model, Data(reviews(lengths, readout)), device, tmp_path)
+        model = Classifier(9, 5, 1, 2, readout=readout, learning_rate=0.1, cuda_graph=cuda_graph)
+        return trained(model, Data(reviews(lengths, readout)), device, tmp_path, precision=precision)
 
     expected = run(False)
     assert_same(run(True), expected, device)
     assert len(passes) == 1
     assert len(passes[0].graphs) == 3  # 3 rows of 16 and of 32 steps, 2 rows of 16
+
+
+def test_members_end_in_the_same_bits(passes, tmp_path):
+    def run(cuda_graph):
+        seed_everything(0)
+        model = Classifier(
+            9, 6, 1, members=2, recurrent_dropout=0.2, learning_rate=0.1, cuda_graph=cuda_graph
+        )
+        return trained(model, Data(reviews([(16, 3, 0), (30, 17, 32)], "mean")), "cpu", tmp_path)
+
+    expected = run(False)
+    assert_same(run(True), expected, "cpu")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -135,6 +151,14 @@ def test_a_language_model_ends_in_the_same_bits(passes, tmp_path, negatives, dev
     assert len(passes[0].graphs) == 2  # the first batch has no state before it
 
 
+def test_a_second_training_captures_anew(passes, tmp_path):
+    """Between two trainings Lightning moves the parameters from the GPU and back to other memory."""
+    model = Classifier(9, 5, 1, cuda_graph=True)
+    for number in (1, 2):
+        trained(model, Data(reviews([(16, 3)], "last")), "cpu", tmp_path)
+        assert len(passes) == number
+
+
 def test_widened():
     x = torch.arange(6).reshape(2, 3)
     assert widened(x).shape == (2, 16)
@@ -151,10 +175,22 @@ def test_a_capture_draws_no_random_numbers():
     expected = torch.rand(3, device="cuda")
     torch.cuda.manual_seed(7)
     replay, (drawn,) = record_graph(
-        lambda: (x + torch.rand(3, device="cuda"),), torch.cuda.graph_pool_handle()
+        lambda: (x + torch.rand(3, device="cuda"),), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
     )
     replay()
     assert torch.equal(drawn, expected)
+
+
+@pytest.mark.cuda
+def test_graphs_share_memory():
+    weight = torch.nn.Parameter(torch.ones(1, device="cuda"))
+    passes = GraphedPasses(lambda x: ((x * weight).exp().mean(),), [weight])
+    reserved = []
+    for n in range(1, 9):
+        passes(torch.zeros((1 << 24) + n, device="cuda"))  # 64 MiB for the product, and as much for exp
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved() - n * (64 << 20))  # each graph has its own input
+    assert reserved[-1] - reserved[0] < 256 << 20
 
 
 @pytest.mark.bad_input
@@ -165,7 +201,7 @@ def test_a_capture_draws_no_random_numbers():
         ({"world_size": 2}, "it needs one process, and there are 2"),
         ({"accumulate_grad_batches": 4}, "trainer.accumulate_grad_batches must be 1, and is 4"),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "leave GradientAccumulationScheduler out"),
-        ({"precision": "16-mixed"}, "trainer.precision must be bf16-mixed or 32-true"),
+        ({"precision": "16-mixed"}, "trainer.precision must be bf16-mixed, and is 16-mixed"),
         ({"_detect_anomaly": True}, "set it false"),
     ],
 )

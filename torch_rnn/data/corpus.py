@@ -102,6 +102,7 @@ class Corpus(SequenceData):
         self.input_size = self.max_features = max_features
         self.maxlen, self.validation = maxlen, validation
         self.tokens: Path | None = None
+        self.is_prepared = False
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], Mapping[str, Documents]]]:
         """Returns the paths of the source, its fingerprint and a function that opens "train" and "test"."""
@@ -120,25 +121,28 @@ class Corpus(SequenceData):
 
     def prepare_data(self) -> None:
         """Finds the documents, and tokenizes and labels what is not in the cache."""
+        if self.is_prepared:
+            return
         self.prepare_tokens()
         more = self.prepare_unlabelled() if self.teacher is not None else None
         to_learn_from = more if self.teacher == teaching.NGRAMS else None
-        if (self.distillation or self.pieces) and self.cross_fitted is None:
+        if self.distillation or self.pieces:
             self.cross_fitted, pieces = teaching.cross_fitted(
                 self.cache, self.tokens, self.validation, self.pieces, to_learn_from
             )
             self.pieces_labels = [pieces] if self.pieces else []
-        if more is None or self.teachers_labels is not None:
-            return
         if to_learn_from is not None:
             self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from)
-        self.teachers_labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
+        if more is not None:
+            labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
+            self.teachers_labels = labels
         if self.pieces and self.ngrams is not None:
             self.pieces_labels.append(
                 teaching.labelled_pieces(
                     self.cache, self.more_tokens, self.teachers_labels.index, self.ngrams, self.pieces
                 )
             )
+        self.is_prepared = True
 
     def prepare_tokens(self) -> None:
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""
@@ -155,16 +159,19 @@ class Corpus(SequenceData):
         )
         self.labels = tuple(json.loads((self.tokens / "classes.json").read_text(encoding="utf-8")))
 
-    def prepare_unlabelled(self) -> teaching.Unlabelled:
-        """Tokenizes the unlabelled texts, or those of the file of labels, if they are not in the cache."""
-        if self.teacher == teaching.NGRAMS:
-            source = self.unlabelled_source()
-        else:
-            columns = [f"p_{name}" for name in self.classes]
-            source = self.unlabelled_documents(Path(self.teacher), "teacher", columns)
+    def prepare_unlabelled(self, source: Source | None = None) -> teaching.Unlabelled:
+        """Tokenizes unlabelled texts if they are not in the cache: by default those of the settings."""
+        source = source or self._teachers_texts()
         self.more_tokens = teaching.tokenized(self.cache, self.name, self.tokens, source)
         film = ("known" if source.has_films else "unknown") if self.films else None
         return teaching.Unlabelled(self.more_tokens, film)
+
+    def _teachers_texts(self) -> Source:
+        """Returns the unlabelled texts, or those of the file of labels."""
+        if self.teacher == teaching.NGRAMS:
+            return self.unlabelled_source()
+        columns = [f"p_{name}" for name in self.classes]
+        return self.unlabelled_documents(Path(self.teacher), "teacher", columns)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -89,8 +89,9 @@ class IMDB(Corpus):
     def unlabelled_source(self) -> Source:
         if self.unlabelled is not None and not is_imdb(self.unlabelled):
             return self.unlabelled_documents(self.unlabelled, "unlabelled")
-        path = find_unlabelled(self.root) if self.unlabelled is None else unlabelled_in(self.unlabelled)
-        return Source(path, fingerprint(path, UNSUP), partial(read_unlabelled, path), has_films=True)
+        return unlabelled_reviews(
+            find_unlabelled(self.root) if self.unlabelled is None else unlabelled_in(self.unlabelled)
+        )
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -183,6 +184,11 @@ def read_reviews(path: Path) -> dict[str, Documents]:
     if missing := sorted(split for split, reviews in splits.items() if not reviews):
         raise RunError(f"{path} holds no reviews under {' or '.join(missing)}/{{neg,pos}}/")
     return {split: DocumentList(reviews) for split, reviews in splits.items()}
+
+
+def unlabelled_reviews(path: Path) -> Source:
+    """Returns the unlabelled reviews of a folder or an archive."""
+    return Source(path, fingerprint(path, UNSUP), partial(read_unlabelled, path), has_films=True)
 
 
 def read_unlabelled(path: Path) -> DocumentList:

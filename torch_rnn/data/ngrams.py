@@ -72,7 +72,7 @@ class NGrams:
         """Returns a model fitted on the documents `rows` and on unlabelled ones that this model has labelled.
 
         These are ROUNDS rounds of self-training (Scudder, 1965). The ratios count each unlabelled text by its
-        probabilities; the regression reads those of which the model of the last round is sure.
+        probabilities. The regression of a class reads those of which the model of the round before is sure.
 
         Args:
             more: The unlabelled texts.
@@ -162,7 +162,7 @@ def _take(tokens: Tokens, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _that_fit_into_memory(
     tokens: Tokens, rows: np.ndarray, n_words: int, limit: int | None = None
 ) -> np.ndarray:
-    """Returns the rows, or a pseudo-random part of them that has at most `limit` tokens."""
+    """Returns the rows, or a pseudo-random part of them with at most `limit` tokens (None: MAX_TOKENS)."""
     limit = MAX_TOKENS if limit is None else limit
     order = rows[np.argsort(np.asarray(tokens.keys)[rows], kind="stable")]  # the keys are pseudo-random
     fits_in_memory = np.cumsum(np.diff(tokens.offsets)[order]) <= limit

@@ -94,7 +94,7 @@ def tokenized(cache: Path, name: str, tokens: Path, source: Source) -> Path:
 def fitted(cache: Path, tokens: Path, validation: float, more: Unlabelled | None = None) -> Path:
     """Returns the folder with the teacher, which is fitted on the training texts that are not held out.
 
-    With unlabelled texts it teaches itself with them, too (`NGrams.taught`).
+    With unlabelled texts it learns from its own labels of them, too (`NGrams.taught`).
     """
     recipe = _recipe(tokens, validation, more)
 
@@ -102,7 +102,7 @@ def fitted(cache: Path, tokens: Path, validation: float, more: Unlabelled | None
         log.info("the teacher %s is fitted on the training texts", NGRAMS)
         train = read_tokens(tokens, "train")
         rows, held_out = grouped_split(train.keys, validation)
-        teacher = _teacher(train, rows, tokens, validation, more)
+        teacher = _teacher(train, rows, tokens, _chosen(tokens, validation, more))
         teacher.save(folder / "ngrams.npz")
         (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
 
@@ -115,7 +115,8 @@ def cross_fitted(
     """Returns what teachers say of the training texts that are not held out, (n, C), and of their pieces.
 
     The texts are divided into PARTS parts, group by group. A teacher that is fitted on the other parts labels
-    the texts of a part, so no teacher has seen the label, or another text of the group, that it predicts.
+    the texts of a part, so no teacher has seen a label of the group that it labels. It may have read
+    unlabelled texts of the group, but none that is equal to a labelled one.
 
     Args:
         size: The length of the pieces in tokens; 0 for none.
@@ -125,7 +126,7 @@ def cross_fitted(
 
     def make(folder: Path, work: Path) -> None:
         log.info("%s teachers %s are fitted on the training texts", PARTS, NGRAMS)
-        train = read_tokens(tokens, "train")
+        train, chosen = read_tokens(tokens, "train"), _chosen(tokens, validation, more)
         rows, _ = grouped_split(train.keys, validation)
         parts = parts_of_groups(np.asarray(train.keys)[rows], PARTS)
         probabilities = np.empty((len(train.labels), len(classes(tokens))), np.float32)
@@ -134,7 +135,7 @@ def cross_fitted(
             index = _parts_of_texts(document, rows)
             of_pieces = np.empty((len(document), len(classes(tokens))), np.float32)
         for part in range(PARTS):
-            teacher = _teacher(train, rows[parts != part], tokens, validation, more)
+            teacher = _teacher(train, rows[parts != part], tokens, chosen)
             texts = rows[parts == part]
             probabilities[texts] = teacher.label(train)[texts]
             if size:
@@ -156,15 +157,19 @@ def _recipe(tokens: Path, validation: float, more: Unlabelled | None) -> dict[st
     return recipe | {"format": FORMAT}
 
 
+def _chosen(tokens: Path, validation: float, more: Unlabelled | None) -> tuple[Tokens, np.ndarray] | None:
+    """Returns the unlabelled texts, and the numbers of those that are not left out."""
+    if more is None:
+        return None
+    return read_tokens(more.tokens, UNLABELLED), choose(tokens, validation, more)[0]
+
+
 def _teacher(
-    train: Tokens, rows: np.ndarray, tokens: Path, validation: float, more: Unlabelled | None
+    train: Tokens, rows: np.ndarray, tokens: Path, unlabelled: tuple[Tokens, np.ndarray] | None
 ) -> NGrams:
     """Returns the teacher that is fitted on these rows of the training texts, and on unlabelled texts."""
     teacher = NGrams.fit(train, rows, len(words(tokens)), len(classes(tokens)))
-    if more is None:
-        return teacher
-    index, _ = choose(tokens, validation, more)
-    return teacher.taught(train, rows, read_tokens(more.tokens, UNLABELLED), index)
+    return teacher if unlabelled is None else teacher.taught(train, rows, *unlabelled)
 
 
 def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: Path, size: int) -> Pieces:

@@ -22,12 +22,15 @@ from torch_rnn.nn.readout import read
 def joined(rnns: Sequence[RNN]) -> RNN:
     """Returns an RNN whose logits are the mean of those of the given ones, with copies of their weights.
 
-    Raises ValueError where they differ in more than hidden_size and the initial weights' scale.
+    Its backend is that of the first. Raises ValueError where there is none, and where they
+    differ in more than hidden_size and how they were initialised.
     """
+    if not rnns:
+        raise ValueError("rnns is empty; there must be at least one RNN")
     first, n = rnns[0], len(rnns)
     alike = [_alike(rnn) for rnn in rnns]
     if any(settings != alike[0] for settings in alike):
-        raise ValueError(f"the RNNs have the settings {alike}; they must be equal but for hidden_size")
+        raise ValueError(f"rnns have the settings {alike}; they must be equal but for hidden_size")
     like = {"backend": first.backend, "device": first.Why.device, "dtype": first.Why.dtype}
     whole = RNN(**{**first.settings, "hidden_size": sum(rnn.hidden_size for rnn in rnns)}, **like)
     directions = len(first.names[0])
@@ -133,5 +136,6 @@ def _in_blocks(inputs: Sequence[Tensor], directions: int) -> Tensor:
 
 
 def _alike(rnn: RNN) -> dict:
-    scales = ("hidden_size", "input_scale", "recurrent_scale", "init")
-    return {name: value for name, value in rnn.settings.items() if name not in scales}
+    may_differ = ("hidden_size", "input_scale", "recurrent_scale", "init")
+    settings = {name: value for name, value in rnn.settings.items() if name not in may_differ}
+    return settings | {"dtype": rnn.Why.dtype, "device": rnn.Why.device}

@@ -29,8 +29,9 @@ def read(readout: str, h: Tensor, last: Tensor, lengths: Tensor | None = None) -
     lengths = lengths.to(h.device)
     real = real_steps(lengths, T)
     if readout == "mean":
-        shares = real.to(h.dtype) / lengths.clamp(min=1)[:, None]
-        pooled = torch.bmm(shares[:, None], h)[:, 0]  # a product needs no copy of h without the padding
+        with torch.autocast(h.device.type, enabled=False):  # which would round the states
+            total = torch.bmm(real[:, None].to(h.dtype), h)[:, 0]  # a product needs no copy of h
+        pooled = total / lengths.clamp(min=1)[:, None]
     else:
         pooled = h.masked_fill(~real[..., None], -torch.inf).max(dim=1).values
     return torch.where((lengths > 0)[:, None], pooled, last)

@@ -51,8 +51,8 @@ class Classifier(TrainedRNN):
         start_from: a run's folder, or its model.safetensors, whose Wxh, Whh and bh are taken over as the
             start, and by name whatever else fits. It must have the same vocabulary.
         start_learning_rate: of the weights that are taken over; null for `learning_rate`.
-        cuda_graph: replays the forward and backward pass of a step as one CUDA graph for each padded length,
-            which saves the host's time. Needs one GPU. A batch is padded to a multiple of 16 steps.
+        cuda_graph: replays the forward and backward pass of a step as one CUDA graph for each shape of a
+            batch, which saves the host's time. Needs one GPU. A batch is padded to a multiple of 16 steps.
         n_classes: the number of classes of the data.
     """
 
@@ -114,7 +114,8 @@ class Classifier(TrainedRNN):
         x, lengths, labels, scored, _ = batch
         if self.cuda_graph:
             x = widened(x)
-            labels = widened(labels) if self.rnn.readout == "every" else labels
+            if self.rnn.readout == "every":  # the number of steps would be another constant in each batch
+                labels, scored = widened(labels), None
         loss, *sums = self._step(x, lengths, labels, scored)
         self._add("train", *sums)
         return self._checked(loss)
@@ -164,8 +165,16 @@ class Classifier(TrainedRNN):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _rate(self, name: str) -> float:
-        # A member's share in the mean is one of `members`, so the steps of Why are as much smaller.
-        return super()._rate(name) / (self.members if name == "Why" else 1)
+        # Why has the member's divided by `members`, and so must its steps be.
+        if name == "Why":
+            return super()._rate(name) / self.members
+        # The gradient of the mean loss in a member's other weights is that of its own loss divided by
+        # `members`. This changes the steps of plain descent alone; by belongs to all members.
+        return super()._rate(name) * (self.members if self.optimizer == "sgd" and name != "by" else 1)
+
+    def _decay(self, name: str) -> float:
+        # It is multiplied by the learning rate.
+        return super()._decay(name) * (self.members if name == "Why" else 1)
 
     def _means(self, loss: Tensor, hits: Tensor, scored: Tensor) -> dict[str, Tensor]:
         return {"loss": loss / scored, "accuracy": hits / scored}

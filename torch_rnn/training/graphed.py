@@ -29,7 +29,7 @@ class GraphedPasses:
     """Runs passes(*arguments) and the gradient of its first result, as one CUDA graph for each set of shapes.
 
     Shapes, dtypes and constants alone may decide which kernels `passes` launches, and it may not make the
-    host wait. Gradients go to the same memory in every step.
+    host wait. Gradients go to the same memory in every step. The parameters must keep their memory.
 
     Args:
         passes: takes tensors and constants, and returns the loss, a scalar, and other tensors without a
@@ -45,7 +45,9 @@ class GraphedPasses:
     ):
         self.passes, self.parameters = passes, list(parameters)
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
-        self.record = record or functools.partial(record_graph, pool=torch.cuda.graph_pool_handle())
+        self.record = record or functools.partial(
+            record_graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream()
+        )
         self.graphs: OrderedDict[tuple, Graph] = OrderedDict()
 
     def __call__(self, *arguments: Tensor | int | None) -> Arguments:
@@ -72,28 +74,29 @@ class GraphedPasses:
 
     def _both_passes(self, inputs: Arguments) -> Arguments:
         loss, *others = self.passes(*inputs)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):  # as Lightning's backward pass
             torch._foreach_copy_(self.gradients, torch.autograd.grad(loss, self.parameters))
         return loss.detach(), *others
 
 
 def record_graph(
-    function: Callable[[], Arguments], pool: tuple[int, int]
+    function: Callable[[], Arguments], pool: tuple[int, int], stream: torch.cuda.Stream
 ) -> tuple[Callable[[], object], Arguments]:
     """Captures function() as a CUDA graph on the current device; returns its replay and its outputs.
 
-    Graphs with the same pool share memory and must not run at the same time. The state of the generator is
-    what it was before, so that a step draws the same numbers whether or not its graph existed.
+    Graphs with the same pool and stream share memory and must not run at the same time. The stream is not
+    the current one. The state of the generator is what it was before, so that a step draws the same numbers
+    whether or not its graph existed.
     """
-    current, side, generator = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.get_rng_state()
-    side.wait_stream(current)
-    with torch.cuda.stream(side), _uncached_casts():
+    current, generator = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream), _uncached_casts():
         for _ in range(WARM_UPS):
             function()
-    current.wait_stream(side)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Threads that pin memory or draw the progress bar may call CUDA meanwhile.
-    recording = torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local")
+    recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     with _uncached_casts(), recording:
         outputs = function()
     torch.cuda.set_rng_state(generator)

@@ -14,9 +14,9 @@ from torch_rnn.training.checkpoint_file import read_checkpoint
 RESULTS, CONFIG = "results.json", "config.yaml"
 MAY_CHANGE = re.compile(
     r"config|trainer\.(default_root_dir|accelerator|devices|num_nodes|strategy|enable_\w+|profiler|logger.*)"
-    r"|data\.init_args\.(root|cache)|checkpoint\.seconds"
+    r"|model\.cuda_graph|data\.init_args\.(root|cache)|checkpoint\.seconds"
 )
-"""Settings that may change on resume: they change none of a run's numbers, or only their rounding."""
+"""Settings that may change on resume: they change none of a run's numbers, or no more than a device does."""
 LENGTHS = ("trainer.max_epochs", "trainer.max_steps")
 """Settings that may grow on resume where the learning rate does not depend on them."""
 
@@ -40,7 +40,7 @@ def run_settings(config: Any, name: str = "") -> dict[str, Any]:
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises RunError for the first setting, or digest of data, that has changed and may not."""
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) == now.get(name):
+        if before.get(name) == now.get(name) or MAY_CHANGE.fullmatch(name):
             continue
         why = ""
         if name in LENGTHS:

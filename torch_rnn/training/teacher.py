@@ -15,7 +15,7 @@ import numpy as np
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.documents import Document
 from torch_rnn.data.ngrams import NGrams
-from torch_rnn.data.teaching import fitted, words
+from torch_rnn.data.teaching import Source, fitted, words
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
@@ -39,13 +39,14 @@ class NGramTeacher:
     validation holds out is held out of it, too.
 
     Args:
-        data: Labelled texts, and unlabelled ones.
+        data: The labelled texts.
+        unlabelled: The unlabelled texts.
     """
 
-    def __init__(self, data: Corpus):
+    def __init__(self, data: Corpus, unlabelled: Source):
         data.prepare_tokens()
         self.classes = tuple(data.classes)
-        folder = fitted(data.cache, data.tokens, data.validation, data.prepare_unlabelled())
+        folder = fitted(data.cache, data.tokens, data.validation, data.prepare_unlabelled(unlabelled))
         self.model = NGrams.load(folder / "ngrams.npz")
         self.vocabulary = Vocabulary(words(data.tokens))
 

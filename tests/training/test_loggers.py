@@ -107,7 +107,7 @@ def test_the_settings_and_the_test_scores_are_logged_too(tmp_path):
 )
 def test_loggers_that_cannot_be_are_refused_in_a_sentence(tmp_path, more, message):
     if "Comet" in message and importlib.util.find_spec("comet_ml"):
-        pytest.skip("comet_ml is installed here")
+        pytest.skip("comet_ml is installed here, so no package is missing")
     status, error = train(tmp_path / "run", SETTINGS, *more)
     assert status == 2
     assert message in error

@@ -18,7 +18,8 @@ with ends_quietly():
 
     from torch_rnn.data import IMDB, TextFiles
     from torch_rnn.data.corpus import Corpus
-    from torch_rnn.data.documents import Document, Documents, documents
+    from torch_rnn.data.documents import Document, Documents
+    from torch_rnn.data.formats import documents
     from torch_rnn.data.imdb import is_imdb, read_unlabelled, unlabelled_in, unlabelled_reviews
     from torch_rnn.data.teaching import NGRAMS, Source
     from torch_rnn.errors import RunError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from made_reviews import reviews, write_archive
-from test_documents import write_folder, write_lines, write_parquet, write_table
+from test_formats import write_folder, write_lines, write_parquet, write_table
 from test_faults import mutant
 
 from torch_rnn.data import teaching, tokens

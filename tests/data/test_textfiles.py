@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_documents import write_folder, write_lines, write_shards, write_table
+from test_formats import write_folder, write_lines, write_shards, write_table
 from trials import ROOT, differences, stopped_at
 
 from torch_rnn import RNN

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from file_trials import fork
-from test_documents import write_folder, write_lines, write_parquet, write_shards, write_table
+from test_formats import write_folder, write_lines, write_parquet, write_shards, write_table
 
 from torch_rnn.data import tokenizing, tokens
 from torch_rnn.data.batches import BatchIndices, BucketBatchSampler, Loader, RaggedSequences, Sequences, Shard
-from torch_rnn.data.documents import Document, DocumentList, documents
+from torch_rnn.data.documents import Document, DocumentList
+from torch_rnn.data.formats import documents
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.textfiles import TextFiles
@@ -241,7 +242,7 @@ import resource, sys
 from pathlib import Path
 from torch_rnn.data import tokenizing
 from torch_rnn.data.cache import cached
-from torch_rnn.data.documents import documents
+from torch_rnn.data.formats import documents
 
 folder = Path(sys.argv[1])
 

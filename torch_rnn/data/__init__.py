@@ -1,7 +1,7 @@
 """text -> tokens -> ids -> batches (x, lengths, labels); each data set is a LightningDataModule.
 
 A data set yields documents, `tokenizing` writes their ids to a cache once, `tokens` reads them, and `batches`
-draws batches of similar length. Reading order: text, documents, tokens, tokenizing, cache, batches,
+draws batches of similar length. Reading order: text, documents, formats, tokens, tokenizing, cache, batches,
 datamodule, corpus, the data sets.
 `teaching` gives unlabelled texts the labels of a teacher: `ngrams`, or a file.
 """

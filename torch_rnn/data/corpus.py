@@ -12,7 +12,8 @@ from torch_rnn.data import teaching
 from torch_rnn.data.batches import RaggedSequences
 from torch_rnn.data.cache import cached
 from torch_rnn.data.datamodule import SequenceData, check_positive
-from torch_rnn.data.documents import Documents, documents
+from torch_rnn.data.documents import Documents
+from torch_rnn.data.formats import documents
 from torch_rnn.data.teaching import Source
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_tokens

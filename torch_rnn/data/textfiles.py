@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from torch_rnn.data.corpus import Corpus
-from torch_rnn.data.documents import Documents, documents
+from torch_rnn.data.documents import Documents
+from torch_rnn.data.formats import documents
 
 
 class TextFiles(Corpus):

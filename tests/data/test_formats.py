@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torch_rnn.data.documents import Document, documents
+from torch_rnn.data.documents import Document
+from torch_rnn.data.formats import documents
 from torch_rnn.errors import RunError
 
 TEXTS = [

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from made_reviews import reviews, write_archive
-from test_formats import write_folder, write_lines, write_parquet, write_table
 from test_faults import mutant
+from test_formats import write_folder, write_lines, write_parquet, write_table
 
 from torch_rnn.data import teaching, tokens
 from torch_rnn.data.grammar import corpus

@@ -309,7 +309,7 @@ def test_a_value_of_a_wrong_kind_is_named_with_what_is_allowed(tmp_path, argumen
         (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
         (["--checkpoint.seconds", "61"], "seconds is 61.0; it must be in 0..60"),
         (["--resume", "missing.ckpt"], "missing.ckpt cannot be read (No such file or directory)"),
-        (["--trainer.max_epochs", "0"], "at least one epoch must be trained and validated"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs and trainer.max_steps must allow a step"),
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is 0"),
     ],
 )

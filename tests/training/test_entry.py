@@ -1,5 +1,6 @@
 """The entry of the training scripts: order of arguments, interruptions, settings that are refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from trials import CONFIG, SCRIPT, SMALL, arguments, train
 
 from torch_rnn import ops
+from torch_rnn.nn.weights import load_weights
 from torch_rnn.training import trainer_settings
 from torch_rnn.training.entry import config_first, main
 
@@ -132,6 +135,18 @@ def test_early_stopping_without_a_validation_ends_in_a_sentence(tmp_path):
     status, error = train(tmp_path / "run", SMALL | {"trainer.max_steps": 3}, *more)
     assert status == 2
     assert "EarlyStopping has no score to compare" in error
+
+
+def test_a_training_that_ends_before_its_first_validation_leaves_its_last_weights(tmp_path, caplog):
+    more = ["--trainer.callbacks=TQDMProgressBar"]  # in place of EarlyStopping
+    assert train(tmp_path, SMALL | {"trainer.max_steps": 3}, *more) == (0, "")
+    assert "the weights of the last step are the chosen ones" in caplog.text
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["best_epoch"], found["epochs"]) == (1, 1)
+    trained = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    weights, _ = load_weights(tmp_path / "model.safetensors")
+    assert trained.keys() == {f"rnn.{name}" for name in weights}
+    assert all(torch.equal(weights[name], trained[f"rnn.{name}"]) for name in weights)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,10 @@ def train(cli: CLI, checkpoint: dict[str, Any] | None) -> dict[str, Mapping[str,
                 f"{monitor} was never finite, so no weights can be chosen: the training diverges; start it "
                 f"anew with a lower --model.learning_rate or --trainer.gradient_clip_val"
             )
-        raise RunError("nothing was chosen: at least one epoch must be trained and validated")
+        if trainer.global_step == 0:
+            raise RunError("nothing was trained: trainer.max_epochs and trainer.max_steps must allow a step")
+        log.warning("no validation came before the end, so the weights of the last step are the chosen ones")
+        cli.checkpoints.best_epoch = trainer.current_epoch
     loggers, trainer.loggers = trainer.loggers, []  # the validation that chose the weights is logged already
     (validation,) = trainer.validate(model, datamodule=data, verbose=False)
     trainer.loggers = [logger for logger in loggers if logger is not cli.checkpoints.metrics]

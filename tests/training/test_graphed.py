@@ -1,12 +1,13 @@
 """Steps that are replayed end in the same bits as others. Without a GPU, a stand-in records and replays."""
 
-import functools
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from torch_rnn.data.batches import Batch
@@ -193,12 +194,18 @@ def test_graphs_share_memory():
     assert reserved[-1] - reserved[0] < 256 << 20
 
 
+def _of_one_gpu(strategy):
+    return strategy(parallel_devices=[torch.device("cuda", 0)], cluster_environment=LightningEnvironment())
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"device": "cpu"}, "it needs a GPU with CUDA, and the run is on cpu"),
+        ({"strategy": SingleDeviceStrategy("cpu")}, "it needs a GPU with CUDA, and the run is on cpu"),
         ({"world_size": 2}, "it needs one process, and there are 2"),
+        ({"strategy": _of_one_gpu(DDPStrategy)}, "trainer.strategy must be auto, and is DDPStrategy"),
+        ({"strategy": _of_one_gpu(FSDPStrategy)}, "trainer.strategy must be auto, and is FSDPStrategy"),
         ({"accumulate_grad_batches": 4}, "trainer.accumulate_grad_batches must be 1, and is 4"),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "leave GradientAccumulationScheduler out"),
         ({"precision": "16-mixed"}, "trainer.precision must be bf16-mixed, and is 16-mixed"),
@@ -206,14 +213,8 @@ def test_graphs_share_memory():
     ],
 )
 def test_refuses_what_a_graph_cannot_do(changes, sentence):
-    settings = {"device": "cuda", "world_size": 1, "accumulate_grad_batches": 1, "callbacks": []}
-    settings |= {"precision": "32-true", "_detect_anomaly": False}
-    make = functools.partial(_trainer, **settings)
-    check_cuda_graph(make())
+    settings = {"world_size": 1, "accumulate_grad_batches": 1, "callbacks": [], "precision": "32-true"}
+    settings |= {"strategy": SingleDeviceStrategy("cuda"), "_detect_anomaly": False}
+    check_cuda_graph(SimpleNamespace(**settings))
     with pytest.raises(RunError, match=f"^model.cuda_graph is true; .*{sentence}$"):
-        check_cuda_graph(make(**changes))
-
-
-def _trainer(device, **attributes):
-    strategy = SimpleNamespace(root_device=torch.device(device))
-    return SimpleNamespace(strategy=strategy, **attributes)
+        check_cuda_graph(SimpleNamespace(**settings | changes))

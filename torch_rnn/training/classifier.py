@@ -51,8 +51,9 @@ class Classifier(TrainedRNN):
         start_from: a run's folder, or its model.safetensors, whose Wxh, Whh and bh are taken over as the
             start, and by name whatever else fits. It must have the same vocabulary.
         start_learning_rate: of the weights that are taken over; null for `learning_rate`.
-        cuda_graph: replays the forward and backward pass of a step as one CUDA graph for each shape of a
-            batch, which saves the host's time. Needs one GPU. A batch is padded to a multiple of 16 steps.
+        cuda_graph: replays a step as two CUDA graphs, which saves the host's time: the forward and backward
+            pass, one graph for each shape of a batch, then clipping and the optimiser's update. Needs one
+            GPU. A batch is padded to a multiple of 16 steps.
         n_classes: the number of classes of the data.
     """
 
@@ -153,16 +154,11 @@ class Classifier(TrainedRNN):
             scored = losses.numel()
         return losses.sum(), hits.sum(), scored
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if self.members > 1 and gradient_clip_val and gradient_clip_algorithm != "value":
-            clip_members(self.rnn, self.members, gradient_clip_val)
+    def _clip(self, optimizer: torch.optim.Optimizer, limit: float | None, algorithm: str | None) -> None:
+        if self.members > 1 and limit and algorithm != "value":
+            clip_members(self.rnn, self.members, limit)
         else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            super()._clip(optimizer, limit, algorithm)
 
     def _rate(self, name: str) -> float:
         # Why has the member's divided by `members`, and so must its steps be.

@@ -1,4 +1,4 @@
-"""A training step's forward and backward pass as CUDA graphs: one launch in place of one for each kernel."""
+"""A training step as two CUDA graphs, passes and update: one launch in place of one for each kernel."""
 
 import functools
 from collections import OrderedDict
@@ -16,6 +16,8 @@ MAX_GRAPHS = 128
 WARM_UPS = 3
 """Calls before a capture. They compile kernels, load libraries and choose the backend."""
 Arguments = tuple[Tensor | int | None, ...]
+Record = Callable[[Callable[[], Arguments]], tuple[Callable[[], object], Arguments]]
+"""Takes a function; returns its replay and the outputs that a replay overwrites."""
 
 
 class Graph(NamedTuple):
@@ -41,13 +43,11 @@ class GraphedPasses:
         self,
         passes: Callable[..., Arguments],
         parameters: Sequence[nn.Parameter],
-        record: Callable[[Callable[[], Arguments]], tuple[Callable, Arguments]] | None = None,
+        record: Record | None = None,
     ):
         self.passes, self.parameters = passes, list(parameters)
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
-        self.record = record or functools.partial(
-            record_graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream()
-        )
+        self.record = record or _recorder()
         self.graphs: OrderedDict[tuple, Graph] = OrderedDict()
 
     def __call__(self, *arguments: Tensor | int | None) -> Arguments:
@@ -79,6 +79,61 @@ class GraphedPasses:
         return loss.detach(), *others
 
 
+class GraphedUpdate:
+    """Runs clip() and optimizer.step() as one CUDA graph, which reads the learning rates anew in each step.
+
+    The optimiser must have made a step, since the first one creates its state. From then on parameters,
+    gradients and state must keep their memory, and all settings but the learning rates their values.
+
+    Args:
+        clip: changes the gradients in place, without making the host wait.
+        record: as `record_graph`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip: Callable[[], None],
+        record: Record | None = None,
+    ):
+        self.optimizer, self.clip = optimizer, clip
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        device = parameters[0].device
+        if device.type == "cuda":  # fused kernels alone read the rate from memory, and only in float32
+            settings, dtype = {"fused": True, "capturable": True}, torch.float32
+        else:  # where tests call the function in place of a replay
+            settings, dtype = {}, torch.float64
+        self.rates = [torch.empty((), dtype=dtype, device=device) for _ in optimizer.param_groups]
+        self.groups = [
+            group | settings | {"lr": rate}
+            for group, rate in zip(optimizer.param_groups, self.rates, strict=True)
+        ]
+        for state in optimizer.state.values():
+            if "step" in state:  # which an optimiser that is not fused keeps on the CPU
+                state["step"] = state["step"].to(device)
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        with torch.no_grad():
+            changed = [*parameters, *(parameter.grad for parameter in parameters), *states]
+            before = [tensor.clone() for tensor in changed]
+            self.replay, _ = (record or _recorder())(self._clip_and_step)
+            torch._foreach_copy_(changed, before)  # the warm-ups were steps
+
+    def __call__(self) -> None:
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        self.replay()
+
+    def _clip_and_step(self) -> Arguments:
+        self.clip()
+        # Elsewhere the optimiser keeps its own groups: schedules and checkpoints see rates that are numbers.
+        groups, self.optimizer.param_groups = self.optimizer.param_groups, self.groups
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+        return ()
+
+
 def record_graph(
     function: Callable[[], Arguments], pool: tuple[int, int], stream: torch.cuda.Stream
 ) -> tuple[Callable[[], object], Arguments]:
@@ -101,6 +156,11 @@ def record_graph(
         outputs = function()
     torch.cuda.set_rng_state(generator)
     return graph.replay, outputs
+
+
+def _recorder() -> Record:
+    """Returns `record_graph` with memory and a stream that its graphs share."""
+    return functools.partial(record_graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream())
 
 
 def _uncached_casts() -> torch.autocast:

@@ -53,8 +53,8 @@ class LanguageModel(TrainedRNN):
         negatives: K, the number of ids that a step of the sampled softmax draws, in proportion to
             count ** 0.75 (Mikolov et al., 2013); null for the full softmax.
         optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate: as in `Classifier`.
-        cuda_graph: replays the forward and backward pass of a step as one CUDA graph, which saves the host's
-            time. Needs one GPU.
+        cuda_graph: replays a step as two CUDA graphs, which saves the host's time: the forward and backward
+            pass, then clipping and the optimiser's update. Needs one GPU.
         tokens: what the data consist of.
     """
 

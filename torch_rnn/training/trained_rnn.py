@@ -1,16 +1,19 @@
 """TrainedRNN: the base of the LightningModules. It has the optimiser, the metrics and the logs."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from torch_rnn.errors import RunError, diverged
 from torch_rnn.nn.module import RNN
-from torch_rnn.training.graphed import GraphedPasses
+from torch_rnn.training.graphed import GraphedPasses, GraphedUpdate
 from torch_rnn.training.start import Started
 
 WARMUP = 0.05
@@ -64,6 +67,7 @@ class TrainedRNN(LightningModule):
         self.started: Started | None = None
         self.cuda_graph = cuda_graph
         self._graphed: GraphedPasses | None = None
+        self._update: GraphedUpdate | None = None
         self.learning_rate, self.schedule = learning_rate, schedule
         self._sums: dict[str, list[Tensor | int]] = {}
         self.scored: dict[str, int] = {}  # the number of outputs behind the last metrics of each split
@@ -86,7 +90,7 @@ class TrainedRNN(LightningModule):
         return data.remarks(self.rnn)
 
     def on_fit_start(self) -> None:
-        self._graphed = None  # Lightning has moved the parameters to the device
+        self._graphed = self._update = None  # Lightning has moved the parameters to the device
 
     def on_train_epoch_end(self) -> None:
         self._log_means("train")
@@ -147,6 +151,39 @@ class TrainedRNN(LightningModule):
             super().backward(loss, *args, **kwargs)
         else:
             self._graphed.assign_gradients()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self._update is None:
+            self._clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:  # the optimiser does nothing where it finds no gradient; `optimizer_step` replays the update
+            optimizer.zero_grad()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._graphed is None:
+            return
+        self._graphed.assign_gradients()
+        if self._update is not None:
+            self._update()
+        else:  # the first step of a fit was made as usual
+            plain, limit = optimizer.optimizer, self.trainer.gradient_clip_val
+            clip = functools.partial(self._clip, plain, limit, self.trainer.gradient_clip_algorithm)
+            self._update = GraphedUpdate(plain, clip)
+
+    def _clip(self, optimizer: torch.optim.Optimizer, limit: float | None, algorithm: str | None) -> None:
+        """Clips the gradients as the Trainer's settings say."""
+        self.clip_gradients(optimizer, limit, algorithm)
 
     def _passes(self, *arguments: Tensor | int | None) -> tuple[Tensor | int, ...]:
         """Returns the loss of a training step and, without a gradient, what else is needed of it."""

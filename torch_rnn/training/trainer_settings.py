@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from torch_rnn.errors import RunError
 
@@ -87,11 +88,13 @@ def check_precision(asked: str | int | None, taken: str) -> None:
 
 def check_cuda_graph(trainer: Trainer) -> None:
     """Raises RunError for what a step that is replayed as a CUDA graph cannot do."""
-    device, accumulates = trainer.strategy.root_device.type, trainer.accumulate_grad_batches
+    strategy, accumulates = trainer.strategy, trainer.accumulate_grad_batches
+    device, single = strategy.root_device.type, isinstance(strategy, SingleDeviceStrategy)
     scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
     for unfit, reason in (
         (device != "cuda", f"it needs a GPU with CUDA, and the run is on {device}"),
         (trainer.world_size > 1, f"it needs one process, and there are {trainer.world_size}"),
+        (not single, f"trainer.strategy must be auto, and is {type(strategy).__name__}"),
         (accumulates > 1, f"trainer.accumulate_grad_batches must be 1, and is {accumulates}"),
         (scheduled, "gradients are not accumulated over batches; leave GradientAccumulationScheduler out"),
         (trainer.precision == "16-mixed", "trainer.precision must be bf16-mixed, and is 16-mixed"),

@@ -122,6 +122,40 @@ def test_a_text_without_a_trigram_is_labelled_alone_as_among_others():
         assert np.array_equal(among[[0, 2]], np.concatenate([alone, alone]))
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_evidence_is_the_weight_of_every_ngram_where_it_ends_and_where_it_begins(classes):
+    documents, rows = made(classes=classes)
+    model = NGrams.fit(documents, np.arange(120), WORDS, classes)
+    bigrams = [divmod(key - WORDS, WORDS) for key in model.bigrams.tolist()]
+    weights = dict(zip(model.keys.tolist(), model.weights, strict=True))
+    found = model.evidence(documents.ids, documents.offsets)
+    assert found.dtype == np.float32
+    expected = np.zeros((len(documents.ids), 2, len(model.bias)))
+    n_found = [0, 0, 0]
+    for start, row in zip(documents.offsets, rows, strict=False):
+        for n in (1, 2, 3):
+            for i in range(len(row) - n + 1):
+                gram = tuple(row[i : i + n].tolist())
+                if not all(gram) or (n == 3 and gram[:2] not in bigrams):
+                    continue
+                if (weight := weights.get(key_of(gram, bigrams))) is not None:
+                    expected[start + i + n - 1, 0] += weight
+                    expected[start + i, 1] += weight
+                    n_found[n - 1] += 1
+    assert min(n_found) > 10
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_evidence_of_a_text_without_a_repeated_ngram_is_its_logit():
+    model = NGrams.fit(made(classes=2)[0], np.arange(120), WORDS, 2)
+    row = np.array([1, 2, 0, 5, 3, 1 + 6, 4], np.int32)
+    offsets = np.array([0, len(row)])
+    p = model.probabilities(row, offsets)[0, 1]
+    sums = model.evidence(row, offsets).sum(0)[:, 0] + model.bias
+    np.testing.assert_allclose(sums, np.log(p / (1 - p)), rtol=1e-5)
+    assert model.evidence(np.empty(0, np.int32), np.array([0, 0])).shape == (0, 2, 1)
+
+
 def test_it_is_the_same_in_pieces_and_from_its_file(tmp_path, monkeypatch):
     documents, _ = made()
     model = NGrams.fit(documents, np.arange(120), WORDS, 3)

@@ -14,6 +14,7 @@ from torch_rnn.data.imdb import IMDB
 from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.textfiles import TextFiles
 from torch_rnn.errors import RunError
+from torch_rnn.nn.module import RNN
 
 
 def text_rows(n, seed, classes=("bad", "good")):
@@ -104,6 +105,38 @@ def test_temperature_confidence_and_weight(files):
     sure = texts(files, confidence=level)
     assert np.array_equal(sure.splits["train"][1][90:], p[p.max(1) >= level].astype(np.float32))
     assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
+
+
+@pytest.mark.parametrize("teacher", [None, "ngrams"])
+def test_evidence_is_that_of_the_teacher_for_the_words_that_are_left(files, teacher):
+    more = {"unlabelled": None, "teacher": None} if teacher is None else {}
+    data = texts(files, evidence=2.0, word_dropout=0.3, max_features=20, **more)
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    facts = data.facts()["evidence"]
+    assert facts == {"name": "ngrams", **teaching.scores(data.ngrams, data.tokens)}
+    loader, whole = data.train_dataloader(), texts(files, max_features=1 << 20, **more, word_dropout=0.3)
+    for batch, every_word in zip(loader, whole.train_dataloader(), strict=True):
+        lengths = batch.lengths.numpy()
+        assert batch.x.max() < 20 < every_word.x.max()
+        ids = np.concatenate([row[:n] for row, n in zip(every_word.x.numpy(), lengths, strict=True)])
+        expected = model.evidence(ids, np.concatenate([[0], np.cumsum(lengths)]))
+        found = np.concatenate([row[:n] for row, n in zip(batch.evidence.numpy(), lengths, strict=True)])
+        np.testing.assert_array_equal(found, expected)
+    assert next(iter(data.val_dataloader())).evidence is None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("rnn", "message"),
+    [
+        ({"readout": "max"}, "readout is max, and data.evidence 2.0; with evidence it must be last or mean"),
+        ({"output_size": 2}, "output_size is 2, and data.evidence 2.0; with evidence it must be 1"),
+    ],
+)
+def test_evidence_is_refused_for_an_rnn_without_outputs_to_compare(files, rnn, message):
+    data = texts(files, evidence=2.0)
+    with pytest.raises(RunError, match=message):
+        data.check_compatible(RNN(9, 4, **({"output_size": 1} | rnn)))
 
 
 @pytest.mark.parametrize("teacher", [None, "ngrams"])
@@ -317,6 +350,7 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
         ({"distillation": 0.5, "teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),
         ({"distillation": 0.5, "confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
         ({"pieces": -1}, "pieces is -1; it must be at least 0"),
+        ({"evidence": -1.0}, "evidence is -1.0; it must be at least 0"),
         ({"distillation": -0.1}, r"distillation is -0.1; it must be in 0\.\.1"),
         ({"distillation": 1.1}, r"distillation is 1.1; it must be in 0\.\.1"),
         ({"teacher": "a.csv", "unlabelled": "x.csv"}, "the texts of the teacher a.csv are in its file"),

@@ -9,6 +9,7 @@ from torch_rnn.data.batches import Batch
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.members import joined, member_logits, rows_of_members
 from torch_rnn.training.classifier import Classifier
+from torch_rnn.training.evidence import disagreement
 from torch_rnn.training.trained_rnn import cosine
 
 
@@ -160,6 +161,28 @@ def test_the_trainer_clips_each_member(tmp_path):
     for units in (slice(0, 3), slice(3, 6)):  # a member's readout is 2 Why
         own = [steps["Wxh"][units], steps["Whh"][units], steps["bh"][units], 2 * steps["Why"][:, units]]
         assert torch.nn.utils.get_total_norm(own).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, members):
+    seed_everything(0)
+    model = Classifier(9, 6, 1, members=members, bidirectional=True, readout="mean", evidence=0.5)
+    whole = batch(8, "last", 0)
+    said = torch.randn(8, 6, 2, 1, generator=torch.Generator().manual_seed(1))
+    trainer(tmp_path, max_steps=1).fit(model, Data([whole._replace(evidence=said)]))
+    x, lengths, labels, *_ = whole
+    without, *sums = model._passes(x, lengths, labels, None)
+    loss, *sums_with = model._passes(x, lengths, labels, None, said)
+    torch.testing.assert_close(sums_with, sums)
+    outputs, rows = [], rows_of_members(members)
+    member_logits(model.rnn, rows, x, lengths, outputs)
+    apart = sum(
+        disagreement(own, said[part], lengths[part], "mean").sum()
+        for own, part in zip(outputs, rows, strict=True)
+    )
+    torch.testing.assert_close(loss, without + 0.5 * apart / 8)
+    loss.backward()
+    assert all(parameter.grad.any() for parameter in model.rnn.parameters())
 
 
 def test_members_are_trained_apart_and_scored_as_one(tmp_path):

@@ -18,27 +18,38 @@ from torch_rnn.nn.module import RNN
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo's processes are found under /proc")
 
 
+def said_of_steps(ids, offsets):
+    """Numbers (N, 2, 1) that show the id, before the rare ones become 0, and the place in its sequence."""
+    place = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
+    return np.stack([ids + 1.0, place], axis=1)[..., None]
+
+
 @pytest.mark.parametrize("world", [2, 3, 40])
-@pytest.mark.parametrize("kind", ["ragged", "listed", "every", "distributions"])
+@pytest.mark.parametrize("kind", ["ragged", "evidence", "listed", "every", "distributions"])
 def test_the_parts_of_a_batch_are_the_batch(world, kind):
     rng, n = np.random.default_rng(0), 33
     rows = [rng.integers(1, 9, size=int(length)) for length in rng.integers(0, 7, size=n)]
     labels = [np.ones(len(row), dtype=int) for row in rows] if kind == "every" else rng.integers(2, size=n)
     if kind == "distributions":  # as the labels of teachers are
         labels = rng.dirichlet((1, 1), size=n).astype(np.float32)
-    if kind == "ragged":
+    if kind in ("ragged", "evidence"):
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
         rows = RaggedSequences(np.concatenate(rows), offsets, np.arange(n), maxlen=5, max_features=8)
     dropout = 0.0 if kind == "every" else 0.5
     draw = BatchIndices((1, 2, 3), rng.permutation(n)[:20])
-    whole = Sequences(rows, labels, dropout)[draw]
-    parts = [Sequences(rows, labels, dropout, Shard(rank, world))[draw] for rank in range(world)]
+    evidence = said_of_steps if kind == "evidence" else None
+    whole = Sequences(rows, labels, dropout, evidence=evidence)[draw]
+    parts = [Sequences(rows, labels, dropout, Shard(rank, world), evidence)[draw] for rank in range(world)]
     assert {(part.scored, part.tokens) for part in parts} == {(whole.scored, whole.tokens)}
     assert sum(int(part.lengths.sum()) for part in parts) == whole.tokens == int(whole.lengths.sum())
     for rank, part in enumerate(parts):
         assert torch.equal(part.lengths, whole.lengths[rank::world])
         for mine, row, length in zip(part.x, whole.x[rank::world], part.lengths, strict=True):
             assert torch.equal(mine[:length], row[:length])
+        if kind == "evidence":
+            own = whole.evidence[rank::world, : part.x.shape[1]]
+            assert torch.equal(part.evidence, own)
+            assert part.evidence.any() == part.lengths.any()
         if kind != "every":
             assert torch.equal(part.labels, whole.labels[rank::world])
 

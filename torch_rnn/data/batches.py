@@ -4,7 +4,7 @@ The order of the batches and the randomness in each are a function of (seed, epo
 generator whose state must be saved.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ class Batch(NamedTuple):
     """The number of labels in the whole batch, of which this may be one process's part; None if it is all."""
     tokens: int | None = None
     """The number of steps in the whole batch."""
+    evidence: Tensor | None = None
+    """(B, T, 2, R) what a teacher says of each step, of what ends there and of what begins there."""
 
 
 class StoredIds(Protocol):
@@ -73,14 +75,19 @@ class RaggedSequences(Sequence):
 
     def take(self, rows: np.ndarray, steps: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Returns the ids at `steps` (N,), counted through the rows (n,) with `counts` (n,) in each."""
+        return self.known(self.take_all(rows, steps, counts))
+
+    def known(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the ids, with 0 for those from max_features on."""
+        return np.where(ids < self.max_features, ids, 0)
+
+    def take_all(self, rows: np.ndarray, steps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Returns what `take` does, with the ids from max_features on as they are."""
         lengths = self.lengths[rows]
         if isinstance(self.flat, np.ndarray):
             first_steps = np.cumsum(lengths) - lengths
-            ids = self.flat[steps + np.repeat(self.starts[rows] - first_steps, counts)]
-        else:
-            ids = self.flat.read(self.starts[rows], lengths, counts > 0)[steps]
-        ids[ids >= self.max_features] = 0
-        return ids
+            return self.flat[steps + np.repeat(self.starts[rows] - first_steps, counts)]
+        return self.flat.read(self.starts[rows], lengths, counts > 0)[steps]
 
 
 class BatchIndices(NamedTuple):
@@ -169,6 +176,8 @@ class Sequences(Dataset):
             2015, section 3). A sequence that would lose all its steps keeps them all.
         shard: The part of each batch to make. Randomness is drawn for the whole batch, so the batch does not
             depend on the number of parts.
+        evidence: Takes the ids (N,) of sequences and offsets (n + 1,), sequence i being ids[offsets[i] :
+            offsets[i + 1]], and returns the evidence of each step (N, 2, R); for RaggedSequences.
     """
 
     def __init__(
@@ -177,9 +186,10 @@ class Sequences(Dataset):
         labels: Sequence[np.ndarray | int],
         word_dropout: float = 0.0,
         shard: Shard = WHOLE_BATCH,
+        evidence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
         self.sequences, self.labels, self.word_dropout = sequences, labels, word_dropout
-        self.shard, self.lengths = shard, lengths_of(sequences)
+        self.shard, self.lengths, self.evidence = shard, lengths_of(sequences), evidence
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -193,8 +203,14 @@ class Sequences(Dataset):
         if world > 1:
             mine = np.arange(len(counts)) % world == rank
             steps, counts = steps[np.repeat(mine, counts)], np.where(mine, counts, 0)
-        x, lengths = self._take(batch.rows, steps, counts), counts[rank::world]
-        return Batch(pad(x, lengths), torch.from_numpy(lengths), labels[rank::world], scored, tokens)
+        lengths, labels, evidence = counts[rank::world], labels[rank::world], None
+        if self.evidence is None:
+            x = self._take(batch.rows, steps, counts)
+        else:
+            ids = self.sequences.take_all(batch.rows, steps, counts)
+            evidence = pad(self.evidence(ids, np.concatenate([[0], np.cumsum(lengths)])), lengths)
+            x = self.sequences.known(ids)
+        return Batch(pad(x, lengths), torch.from_numpy(lengths), labels, scored, tokens, evidence)
 
     def _drop_steps(self, lengths: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the remaining steps (N,), counted through the rows, and their number (n,) in each row."""

@@ -14,6 +14,7 @@ from torch_rnn.data.cache import cached
 from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.formats import documents
+from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.teaching import Source
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_tokens
@@ -58,6 +59,11 @@ class Corpus(SequenceData):
             trained on beside the whole texts, with the label of a teacher: for a labelled text that of
             `distillation`, for an unlabelled one the teacher "ngrams". The texts of a file of labels are not
             cut.
+        evidence: The weight in the loss of a teacher's evidence of each step of a training text; 0 for none.
+            It is what the n-grams that end at a step (for the second direction, that begin there) add to the
+            logit of the `NGrams` that are fitted on the training texts. An RNN is trained to give each step a
+            share in its logit that is proportional to it (`evidence.disagreement`), which teaches it n-grams
+            that few texts have. Needs the readout last or mean.
     """
 
     labels: tuple[str, ...] = ()
@@ -83,9 +89,13 @@ class Corpus(SequenceData):
         teacher_weight: float = 1.0,
         distillation: float = 0.0,
         pieces: int = 0,
+        evidence: float = 0.0,
     ):
         super().__init__(batch_size, seed, word_dropout)
         _check_teacher(teacher, unlabelled, temperature, confidence, teacher_weight, distillation, pieces)
+        if not 0 <= evidence < float("inf"):
+            raise ValueError(f"evidence is {evidence}; it must be at least 0")
+        self.evidence = evidence
         self.distillation, self.pieces = distillation, pieces
         self.cross_fitted: np.ndarray | None = None
         self.cross_fitted_accuracy: float | None = None
@@ -132,12 +142,13 @@ class Corpus(SequenceData):
                 self.cache, self.tokens, self.validation, self.pieces, to_learn_from
             )
             self.pieces_labels = [pieces] if self.pieces else []
-        if to_learn_from is not None:
+        if to_learn_from is not None or self.evidence:
             self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from)
         if more is not None:
-            labels = teaching.labelled(self.cache, self.tokens, self.validation, more, self.ngrams)
+            teacher = None if to_learn_from is None else self.ngrams
+            labels = teaching.labelled(self.cache, self.tokens, self.validation, more, teacher)
             self.teachers_labels = labels
-        if self.pieces and self.ngrams is not None:
+        if self.pieces and to_learn_from is not None:
             self.pieces_labels.append(
                 teaching.labelled_pieces(
                     self.cache, self.more_tokens, self.teachers_labels.index, self.ngrams, self.pieces
@@ -195,21 +206,36 @@ class Corpus(SequenceData):
         sizes = ", ".join(f"{split} {len(labels):,}" for split, (_, labels) in self.splits.items())
         log.info("%s: %s texts; %s words", self.name, sizes, f"{len(self.vocabulary):,}")
 
+    def _evidence(self, split: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        if not self.evidence or split != "train":
+            return None
+        return NGrams.load(self.ngrams / "ngrams.npz").evidence
+
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of texts, what was left out, and the teacher's accuracy."""
         if self.teachers_labels is None:
             facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
-            return facts | self._distillation()
+            return facts | self._distillation() | self._evidence_facts()
         scores = {"validation": None, "test": None}
-        if self.ngrams is not None:
+        if self.teacher == teaching.NGRAMS:
             scores = teaching.scores(self.ngrams, self.tokens)
         labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
-        return {
-            "labelled": self.labelled,
-            "unlabelled": self.teachers_labels.texts,
-            "left_out": self.teachers_labels.left_out,
-            "teacher": {"name": self.teacher, **scores, "labels": labels},
-        } | self._distillation()
+        return (
+            {
+                "labelled": self.labelled,
+                "unlabelled": self.teachers_labels.texts,
+                "left_out": self.teachers_labels.left_out,
+                "teacher": {"name": self.teacher, **scores, "labels": labels},
+            }
+            | self._distillation()
+            | self._evidence_facts()
+        )
+
+    def _evidence_facts(self) -> dict[str, Any]:
+        """Returns the accuracy of the teacher of the evidence, where there is any."""
+        if not self.evidence:
+            return {}
+        return {"evidence": {"name": teaching.NGRAMS, **teaching.scores(self.ngrams, self.tokens)}}
 
     def _distillation(self) -> dict[str, Any]:
         """Returns the accuracy of the teachers of the labelled training texts, where there are any."""

@@ -1,7 +1,7 @@
 """SequenceData: the base class of the data modules, from sequences to loaders."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class SequenceData(LightningDataModule):
     """Whether each step has a label; otherwise each sequence has one."""
     vocabulary: Vocabulary | None = None
     maxlen: int | None = None
+    evidence: float = 0.0
+    """The weight in the loss of the evidence that a teacher gives of each step; 0 where it gives none."""
 
     def __init__(self, batch_size: int, seed: int, word_dropout: float = 0.0):
         super().__init__()
@@ -106,6 +108,25 @@ class SequenceData(LightningDataModule):
         if (rnn.readout == "every") != self.labels_steps:
             needed = "every" if self.labels_steps else "last, mean or max"
             raise RunError(f"readout is {rnn.readout}; the labels of {self.name} need {needed}")
+        if self.evidence:
+            self._check_evidence(rnn)
+
+    def _check_evidence(self, rnn: RNN) -> None:
+        """Raises RunError if the rnn has no outputs to compare with a teacher's evidence of each step."""
+        outputs = 1 if len(self.classes) == 2 else len(self.classes)
+        for name, value, allowed in (
+            ("output_size", rnn.output_size, (outputs,)),
+            ("readout", rnn.readout, ("last", "mean")),
+        ):
+            if value not in allowed:
+                raise RunError(
+                    f"{name} is {value}, and data.evidence {self.evidence}; with evidence it must be "
+                    f"{' or '.join(map(str, allowed))}"
+                )
+
+    def _evidence(self, split: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """Returns the `evidence` of `Sequences` for a split."""
+        return None
 
     def remarks(self, rnn: RNN) -> list[str]:
         """Returns sentences about the trained rnn for the report, beside loss and accuracy."""
@@ -140,6 +161,6 @@ class SequenceData(LightningDataModule):
         sequences, labels = self.splits[split]
         train = split == "train"
         return Loader(
-            Sequences(sequences, labels, self.word_dropout if train else 0.0, shard),
+            Sequences(sequences, labels, self.word_dropout if train else 0.0, shard, self._evidence(split)),
             BucketBatchSampler(lengths_of(sequences), self.batch_size, self.seed, shuffle=train),
         )

@@ -51,7 +51,7 @@ class IMDB(Corpus):
             formats of `documents`. None is what `root` has: beside its archive, they may be in an archive
             aclImdb-unsup.tar.xz of their own.
         cache, max_features, maxlen, batch_size, seed, word_dropout, teacher, temperature, confidence,
-            teacher_weight, distillation, pieces: As in `Corpus`.
+            teacher_weight, distillation, pieces, evidence: As in `Corpus`.
     """
 
     name = "imdb"
@@ -75,10 +75,11 @@ class IMDB(Corpus):
         teacher_weight: float = 1.0,
         distillation: float = 0.0,
         pieces: int = 0,
+        evidence: float = 0.0,
     ):
         super().__init__(
             cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces,
+            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces, evidence,
         )  # fmt: skip
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 

@@ -104,6 +104,30 @@ class NGrams:
             )
         return self._probabilities(self._matrix(ids, offsets))
 
+    def evidence(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Returns what each token adds to the logits of its text, (N, 2, R) float32.
+
+        [:, 0] is the sum of the weights of the n-grams that end at the token, [:, 1] of those that begin
+        there. Unlike in `probabilities`, an n-gram counts each time it occurs. Text i is ids[offsets[i] :
+        offsets[i + 1]].
+        """
+        ids, n = ids.astype(np.int64), self.n_words
+        found = np.zeros((len(ids), 2, self.weights.shape[1]), np.float32)
+
+        def add(begins: np.ndarray, order: int, places: np.ndarray) -> None:
+            found[begins, 1] += self.weights[places]
+            found[begins + order, 0] += self.weights[places]
+
+        known, places = _places(np.where(ids > 0, ids, -1), self.keys)
+        add(np.flatnonzero(known), 0, places)
+        number = _number_of_bigrams(ids, offsets, n, self.bigrams)
+        pairs = np.flatnonzero(number >= 0)
+        add(pairs, 1, np.searchsorted(self.keys, n) + number[pairs])
+        triples = np.flatnonzero((number[:-1] >= 0) & (number[1:] >= 0))
+        known, places = _places(n + n**2 + number[triples] * n + ids[triples + 2], self.keys)
+        add(triples[known], 2, places)
+        return found
+
     def label(self, tokens: Tokens) -> np.ndarray:
         """Returns the probabilities (n, C) of all documents."""
         return np.concatenate([self.probabilities(ids, offsets) for _, ids, offsets in tokens.pieces()])
@@ -196,10 +220,7 @@ def _trigrams(
     """Returns what `_ngrams` does, for the trigrams whose two bigrams are among the sorted `bigrams`."""
     n, ids = len(offsets) - 1, ids.astype(np.int64)
     documents = np.repeat(np.arange(n), np.diff(offsets))
-    found, places = _places(n_words + ids[:-1] * n_words + ids[1:], bigrams)
-    number = np.full(len(ids), -1)  # of the bigram that begins here
-    number[:-1][found] = places
-    number[offsets[1:][offsets[1:] > 0] - 1] = -1  # it would go on in the next document
+    number = _number_of_bigrams(ids, offsets, n_words, bigrams)
     here = (number[:-1] >= 0) & (number[1:] >= 0)
     keys = n_words + n_words**2 + number[:-1][here] * n_words + ids[2:][here[:-1]]
     documents = documents[:-1][here]
@@ -207,6 +228,15 @@ def _trigrams(
     keys, documents = keys[order], documents[order]
     once = (np.diff(keys, prepend=-1) > 0) | (np.diff(documents, prepend=-1) > 0)
     return documents[once], keys[once]
+
+
+def _number_of_bigrams(ids: np.ndarray, offsets: np.ndarray, n_words: int, bigrams: np.ndarray) -> np.ndarray:
+    """Returns (N,) the places among the sorted `bigrams` of those that begin at each token; -1 where none."""
+    found, places = _places(n_words + ids[:-1] * n_words + ids[1:], bigrams)
+    number = np.full(len(ids), -1)
+    number[:-1][found] = places
+    number[offsets[1:][offsets[1:] > 0] - 1] = -1  # it would go on in the next document
+    return number
 
 
 def _places(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

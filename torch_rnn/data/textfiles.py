@@ -21,7 +21,7 @@ class TextFiles(Corpus):
         text_column: The name of the column, or the key, of the texts.
         label_column: The name of the column, or the key, of the labels.
         cache, max_features, maxlen, validation, batch_size, seed, word_dropout, unlabelled, teacher,
-            temperature, confidence, teacher_weight, distillation, pieces: As in `Corpus`.
+            temperature, confidence, teacher_weight, distillation, pieces, evidence: As in `Corpus`.
     """
 
     name = "text"
@@ -46,10 +46,11 @@ class TextFiles(Corpus):
         teacher_weight: float = 1.0,
         distillation: float = 0.0,
         pieces: int = 0,
+        evidence: float = 0.0,
     ):
         super().__init__(
             cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces,
+            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces, evidence,
         )  # fmt: skip
         self.train, self.test = Path(train), Path(test)
         self.text_column, self.label_column = text_column, label_column

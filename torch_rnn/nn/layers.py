@@ -71,7 +71,7 @@ def layered(
         for direction, (Wxh, bh, Whh) in enumerate(directions):
             start = None if h0 is None else h0[len(last)]
             h, hT = recurrence(
-                _reversed(x, lengths) if direction else x,
+                reversed_steps(x, lengths) if direction else x,
                 Wxh,
                 Wxh.new_zeros(len(Wxh)) if bh is None else bh,
                 Whh,
@@ -102,7 +102,7 @@ def _gather_steps(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index if x.dim() == 2 else index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
+def reversed_steps(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverses the real steps of each row. The padding stays at the end."""
     if lengths is None:
         return x.flip(1)
@@ -112,7 +112,7 @@ def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 def _reversed_states(h: Tensor, h0: Tensor, lengths: Tensor | None) -> Tensor:
     """Puts the states of a reversed x in the order of time; the padding, which comes first then, holds h0."""
-    h = _reversed(h, lengths)
+    h = reversed_steps(h, lengths)
     if lengths is None:
         return h
     return torch.where(real_steps(lengths.to(h.device), h.shape[1])[..., None], h, h0[:, None])

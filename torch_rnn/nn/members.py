@@ -6,7 +6,7 @@ So an ensemble of plain RNNs is a plain RNN, with as many units as they have tog
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -62,10 +62,20 @@ def rows_of_members(n: int, rank: int = 0, world: int = 1) -> list[slice]:
     return rows
 
 
-def member_logits(rnn: RNN, rows: Sequence[slice], x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+def member_logits(
+    rnn: RNN,
+    rows: Sequence[slice],
+    x: Tensor,
+    lengths: Tensor | None = None,
+    steps: list[list[Tensor]] | None = None,
+) -> list[Tensor]:
     """Returns the logits of the members, of equal size, of an RNN that is in blocks: each for its own rows.
 
     On the same rows their mean is rnn(x, lengths). They share by. What is outside of the blocks is not read.
+
+    Args:
+        steps: if given, gets for each member the outputs Why h[t] at each step, (B, T, C) for each direction,
+            which has the steps in the order in which it reads them. With the readout "every" there are none.
     """
     n = len(rows)
     size, directions = rnn.hidden_size // n, len(rnn.names[0])
@@ -77,12 +87,16 @@ def member_logits(rnn: RNN, rows: Sequence[slice], x: Tensor, lengths: Tensor | 
     Why = rnn.Why.unflatten(1, (directions, n, size)).unbind(2)
     dropout = partial(F.dropout, p=rnn.dropout) if rnn.training and rnn.dropout else None
     settings = {"nonlinearity": rnn.nonlinearity, "backend": rnn.backend, "recompute": rnn.recompute}
-    reduce = None if rnn.readout == "every" else partial(read, rnn.readout)
     logits = []
     for k, own in enumerate(rows):
+        states: list[Tensor] = []
+        reduce = None if rnn.readout == "every" else _keeping(states, rnn.readout)
         real = None if lengths is None else lengths[own]
         h, _ = layered(x[own], weights[k], None, real, dropout=dropout, reduce=reduce, **settings)
-        y = h @ (n * Why[k].flatten(1)).t()
+        own_Why = n * Why[k]  # (C, directions, size)
+        if steps is not None:
+            steps.append([h @ own_Why[:, direction].t() for direction, h in enumerate(states)])
+        y = h @ own_Why.flatten(1).t()
         logits.append(y if rnn.by is None else y + rnn.by)
     return logits
 
@@ -110,6 +124,16 @@ def clip_members(rnn: RNN, n: int, limit: float) -> None:
         grad *= of_units.repeat(len(grad) // len(of_units)).view(-1, *[1] * (grad.dim() - 1))
     if rnn.by is not None and rnn.by.grad is not None:
         rnn.by.grad *= factors.mean()
+
+
+def _keeping(states: list[Tensor], readout: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Returns the `reduce` of a readout for `layered`, which also appends the states that it gets."""
+
+    def reduce(h: Tensor, hT: Tensor, lengths: Tensor | None) -> Tensor:
+        states.append(h)
+        return read(readout, h, hT, lengths)
+
+    return reduce
 
 
 def _blocks(rnn: RNN, name: str, n: int, directions: int) -> list[Weights]:

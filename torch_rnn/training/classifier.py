@@ -1,6 +1,6 @@
 """Classifier: the LightningModule that trains an RNN on labels. logits -> loss -> metrics."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
 from torch_rnn.nn.members import clip_members, joined, member_logits, rows_of_members
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
+from torch_rnn.training.evidence import disagreement
 from torch_rnn.training.graphed import widened
 from torch_rnn.training.trained_rnn import TrainedRNN
 
@@ -40,6 +41,9 @@ class Classifier(TrainedRNN):
         readout: what the outputs are read from: the "last" state, the "mean" or "max" of the states at real
             steps, or "every" state.
         init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01.
+        input_scale: a factor on the initial Wxh of the first layer. The columns that "orthogonal" gives a
+            large vocabulary are so short that the states of an untrained RNN are nearly linear.
+        recurrent_scale: a factor on the initial Whh.
         backend: "auto", or one of eager, bptt, cpu, cuda, triton and cudnn.
         optimizer: "adam" (Kingma and Ba, 2015), "adamw" (Loshchilov and Hutter, 2019) or "sgd", plain descent
             as in the article.
@@ -55,6 +59,8 @@ class Classifier(TrainedRNN):
             pass, one graph for each shape of a batch, then clipping and the optimiser's update. Needs one
             GPU. A batch is padded to a multiple of 16 steps.
         n_classes: the number of classes of the data.
+        evidence: the weight in the loss of the disagreement with a teacher's evidence of each step; the data
+            set it.
     """
 
     n_sums, scores = 3, ("accuracy", "loss")
@@ -72,6 +78,8 @@ class Classifier(TrainedRNN):
         recurrent_dropout: float = 0.0,
         readout: Literal["last", "mean", "max", "every"] = "last",
         init: Literal["orthogonal", "seed"] = "orthogonal",
+        input_scale: float = 1.0,
+        recurrent_scale: float = 1.0,
         backend: str = "auto",
         optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         learning_rate: float = 0.001,
@@ -81,6 +89,7 @@ class Classifier(TrainedRNN):
         start_learning_rate: float | None = None,
         cuda_graph: bool = False,
         n_classes: int = 2,
+        evidence: float = 0.0,
     ):
         super().__init__(
             optimizer, learning_rate, schedule, weight_decay, start_from, start_learning_rate, cuda_graph
@@ -89,7 +98,7 @@ class Classifier(TrainedRNN):
             raise ValueError(f"members is {members}; it must divide hidden_size, {hidden_size}, evenly")
         if members > 1 and start_from is not None:
             raise ValueError(f"members is {members}; with start_from it must be 1")
-        self.members = members
+        self.members, self.evidence = members, evidence
         rnns = [
             RNN(
                 input_size,
@@ -102,6 +111,8 @@ class Classifier(TrainedRNN):
                 recurrent_dropout=recurrent_dropout,
                 readout=readout,
                 init=init,
+                input_scale=input_scale,
+                recurrent_scale=recurrent_scale,
                 backend=backend,
             )
             for _ in range(members)
@@ -112,43 +123,66 @@ class Classifier(TrainedRNN):
         return self.rnn(x, lengths)
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
-        x, lengths, labels, scored, _ = batch
+        x, lengths, labels, scored, _, evidence = batch
         if self.cuda_graph:
-            x = widened(x)
+            x, evidence = widened(x), None if evidence is None else widened(evidence)
             if self.rnn.readout == "every":  # the number of steps would be another constant in each batch
                 labels, scored = widened(labels), None
-        loss, *sums = self._step(x, lengths, labels, scored)
+        loss, *sums = self._step(x, lengths, labels, scored, evidence)
         self._add("train", *sums)
         return self._checked(loss)
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        self._add("validation", *self._score(*batch[:3]))
+        self._add("validation", *self._score_whole(*batch[:3]))
 
     def test_step(self, batch: Batch, step: int) -> None:
-        self._add("test", *self._score(*batch[:3]))
+        self._add("test", *self._score_whole(*batch[:3]))
 
-    def _passes(self, x: Tensor, lengths: Tensor, labels: Tensor, of_all: int | None) -> tuple:
+    def _passes(
+        self, x: Tensor, lengths: Tensor, labels: Tensor, of_all: int | None, evidence: Tensor | None = None
+    ) -> tuple:
         """Returns the loss and the batch's sums; of_all is the number of outputs that all processes score."""
-        total, hits, scored = self._score(x, lengths, labels)
-        return self._mean(total, scored if of_all is None else of_all), total.detach(), hits, scored
+        if self.members == 1 and evidence is None:
+            total, hits, scored = self._score_whole(x, lengths, labels)
+            loss = total
+        else:
+            total, hits, scored, apart = self._score_members(x, lengths, labels, evidence)
+            loss = total + self.evidence * apart
+        return self._mean(loss, scored if of_all is None else of_all), total.detach(), hits, scored
 
-    def _score(self, x: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Returns sums over this process's outputs: the loss, the right ones, and their number.
+    def _score_whole(self, x: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Returns `_score` of the RNN as a whole."""
+        with self._trusted():
+            return self._score(self.rnn(x, lengths), lengths, labels)
 
-        In training each member scores its own part of the batch.
-        """
-        # SequenceData has checked all values once.
-        with trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext():
-            if self.training and self.members > 1:
-                rows = rows_of_members(self.members, self.trainer.global_rank, self.trainer.world_size)
-                logits = torch.cat(member_logits(self.rnn, rows, x, lengths))
-                lengths, labels = (torch.cat([part[own] for own in rows]) for part in (lengths, labels))
-            else:
-                logits = self.rnn(x, lengths)
-            losses = cross_entropy(logits, labels)
+    def _score_members(
+        self, x: Tensor, lengths: Tensor, labels: Tensor, evidence: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | float]:
+        """Returns `_score` of the members, each on its own rows, and the sum of the rows' `disagreement`."""
+        rows = rows_of_members(self.members, self.trainer.global_rank, self.trainer.world_size)
+        outputs: list[list[Tensor]] | None = None if evidence is None else []
+        with self._trusted():
+            logits = torch.cat(member_logits(self.rnn, rows, x, lengths, outputs))
+            of_rows = (torch.cat([part[own] for own in rows]) for part in (lengths, labels))
+            scores = self._score(logits, *of_rows)
+        if evidence is None:
+            return *scores, 0.0
+        apart = [
+            disagreement(own_outputs, evidence[own], lengths[own], self.rnn.readout).sum()
+            for own_outputs, own in zip(outputs, rows, strict=True)
+        ]
+        return *scores, torch.stack(apart).sum()
+
+    def _trusted(self) -> AbstractContextManager:
+        """Returns the context without checks of values where SequenceData has checked all of them once."""
+        return trusted() if isinstance(self.trainer.datamodule, SequenceData) else nullcontext()
+
+    def _score(self, logits: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Returns sums over this process's outputs: the loss, the right ones, and their number."""
+        losses = cross_entropy(logits, labels)
         hits = most_probable(logits) == most_probable_label(labels)
         if self.rnn.readout == "every":
-            real = real_steps(lengths, x.shape[1])
+            real = real_steps(lengths, logits.shape[1])
             losses, hits, scored = losses.masked_fill(~real, 0), hits & real, lengths.sum()
         else:
             scored = losses.numel()

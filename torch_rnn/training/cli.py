@@ -58,7 +58,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "classification": Task(Classifier, SequenceData, ("input_size", "n_classes")),
+    "classification": Task(Classifier, SequenceData, ("input_size", "n_classes", "evidence")),
     "language": Task(LanguageModel, TextStream, ("input_size", "tokens")),
 }
 

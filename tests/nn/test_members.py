@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_rnn import RNN
-from torch_rnn.nn.members import clip_members, joined, member_logits, rows_of_members
+from torch_rnn.nn.members import clip_members, clip_values_of_members, joined, member_logits, rows_of_members
 
 D, C, B, T = 7, 3, 4, 6
 LENGTHS = torch.tensor([6, 1, 0, 4])
@@ -94,6 +94,27 @@ def test_each_members_gradient_is_clipped_as_if_it_were_alone(layers, bidirectio
         wanted = {"Why": 2, "by": 1}.get(name, 0.5) * getattr(expected, name)
         wanted = by * sum(factors) / 2 if name == "by" else wanted
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-6, atol=1e-12, msg=name)
+
+
+def test_values_of_each_members_gradient_are_clipped_as_if_it_were_alone():
+    rnns = members((3, 3), 2, bidirectional=True)
+    whole = joined(rnns)
+    torch.stack(member_logits(whole, rows_of_members(2), ids(), LENGTHS)).square().sum(
+        dim=(1, 2)
+    ).mean().backward()
+    for k, rnn in enumerate(rnns):
+        rnn.by.data.copy_(whole.by)  # members share it
+        rnn(ids()[k::2], LENGTHS[k::2]).square().sum().backward()
+        torch.nn.utils.clip_grad_value_(rnn.parameters(), 0.1)
+    before = whole.by.grad.clone()
+    clip_values_of_members(whole, 2, 0.1)
+    assert torch.equal(whole.by.grad, before.clamp(-0.1, 0.1))
+    expected = joined([with_gradients_as_weights(rnn) for rnn in rnns])
+    for name, parameter in whole.named_parameters():
+        if name != "by":
+            wanted = (2 if name == "Why" else 0.5) * getattr(expected, name)
+            assert (wanted.abs() == wanted.abs().max()).sum() > 1, name  # some are clipped
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

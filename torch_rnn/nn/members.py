@@ -126,6 +126,14 @@ def clip_members(rnn: RNN, n: int, limit: float) -> None:
         rnn.by.grad *= factors.mean()
 
 
+def clip_values_of_members(rnn: RNN, n: int, limit: float) -> None:
+    """Clips each number of the gradient of the mean of n members' losses as if each member were alone."""
+    for name, parameter in rnn.named_parameters():
+        if parameter.grad is not None:
+            own = 1 if name in ("Why", "by") else n  # the loss has 1 / n, and y = n Why_k h_k
+            parameter.grad.clamp_(-limit / own, limit / own)
+
+
 def _keeping(states: list[Tensor], readout: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Returns the `reduce` of a readout for `layered`, which also appends the states that it gets."""
 

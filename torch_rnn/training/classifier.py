@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_rnn.data.batches import Batch
 from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
-from torch_rnn.nn.members import clip_members, joined, member_logits, rows_of_members
+from torch_rnn.nn.members import clip_members, clip_values_of_members, joined, member_logits, rows_of_members
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.inputs import real_steps, trusted
 from torch_rnn.training.evidence import disagreement
@@ -189,8 +189,9 @@ class Classifier(TrainedRNN):
         return losses.sum(), hits.sum(), scored
 
     def _clip(self, optimizer: torch.optim.Optimizer, limit: float | None, algorithm: str | None) -> None:
-        if self.members > 1 and limit and algorithm != "value":
-            clip_members(self.rnn, self.members, limit)
+        if self.members > 1 and limit:
+            clip = clip_values_of_members if algorithm == "value" else clip_members
+            clip(self.rnn, self.members, limit)
         else:
             super()._clip(optimizer, limit, algorithm)
 

@@ -82,6 +82,7 @@ def flip(path, bit=4000):
         ({"trainer.check_val_every_n_epoch": 2, "trainer.max_epochs": 4}, (9, 17, 32)),
         ({"trainer.accumulate_grad_batches": 3, "trainer.limit_train_batches": 11}, (3, 4, 10)),
         ({"trainer.max_steps": 41, "trainer.limit_train_batches": 15}, (9, 17, 32)),
+        ({"trainer.callbacks+": "LearningRateMonitor", "trainer.log_every_n_steps": 1}, (9, 17, 32)),
     ],
     ids=str,
 )

@@ -178,7 +178,9 @@ class CLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not own_environment:
             plugins.append(SLURMEnvironment(auto_requeue=False))  # scripts/train.sbatch requeues
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
-        trainer.callbacks.insert(0, self.clock)
+        # A checkpoint is written at the start of a step, before other callbacks log in it.
+        trainer.callbacks.remove(self.checkpoints)
+        trainer.callbacks[:0] = [self.clock, self.checkpoints]
         return trainer
 
     def settings(self) -> dict[str, Any]:

@@ -444,3 +444,20 @@ def test_refuses_what_a_graph_cannot_do(changes, sentence):
     check_cuda_graph(SimpleNamespace(**settings))
     with pytest.raises(RunError, match=f"^model.cuda_graph is true; .*{sentence}$"):
         check_cuda_graph(SimpleNamespace(**settings | changes))
+
+
+def test_evidence_ends_in_the_same_bits(graphed, tmp_path):
+    batches = reviews([(16, 3, 0), (30, 17, 32)], "mean")
+    g = torch.Generator().manual_seed(2)
+    batches = [batch._replace(evidence=torch.randn(*batch.x.shape, 2, 1, generator=g)) for batch in batches]
+
+    def run(cuda_graph):
+        seed_everything(0)
+        model = Classifier(
+            9, 6, 1, members=2, bidirectional=True, readout="mean", evidence=0.5, learning_rate=0.1,
+            cuda_graph=cuda_graph,
+        )  # fmt: skip
+        return trained(model, Data(batches), "cpu", tmp_path)
+
+    expected = run(False)
+    assert_same(run(True), expected, "cpu")

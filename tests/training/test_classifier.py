@@ -173,6 +173,7 @@ def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, m
     x, lengths, labels, *_ = whole
     without, *sums = model._passes(x, lengths, labels, None)
     loss, *sums_with = model._passes(x, lengths, labels, None, said)
+    apart_logged = sums_with.pop(2)
     torch.testing.assert_close(sums_with, sums)
     outputs, rows = [], rows_of_members(members)
     member_logits(model.rnn, rows, x, lengths, outputs)
@@ -180,9 +181,25 @@ def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, m
         disagreement(own, said[part], lengths[part], "mean").sum()
         for own, part in zip(outputs, rows, strict=True)
     )
+    torch.testing.assert_close(apart_logged, apart.detach())
     torch.testing.assert_close(loss, without + 0.5 * apart / 8)
     loss.backward()
     assert all(parameter.grad.any() for parameter in model.rnn.parameters())
+
+
+def test_the_mean_disagreement_of_an_epoch_is_logged(tmp_path):
+    seed_everything(0)
+    model = Classifier(9, 6, 1, readout="mean", evidence=0.5, learning_rate=1e-12)
+    g = torch.Generator().manual_seed(1)
+    batches = [batch(n, "last", n)._replace(evidence=torch.randn(n, 6, 2, 1, generator=g)) for n in (8, 3)]
+    found = trainer(tmp_path)
+    found.fit(model, Data(batches))
+    apart = 0.0
+    for x, lengths, _, *_, said in batches:
+        outputs = []
+        member_logits(model.rnn, rows_of_members(1), x, lengths, outputs)
+        apart += disagreement(outputs[0], said, lengths, "mean").sum().item()
+    assert found.callback_metrics["train/disagreement"].item() == pytest.approx(apart / 11)
 
 
 def test_members_are_trained_apart_and_scored_as_one(tmp_path):

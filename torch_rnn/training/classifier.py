@@ -21,8 +21,9 @@ class Classifier(TrainedRNN):
     """Trains an RNN by cross-entropy; gradients are clipped by the Trainer (`gradient_clip_val`).
 
     It logs for each split the loss in nats and the accuracy, both over all scored outputs; where a label is a
-    distribution, its most probable class counts as the right one. Every
-    `log_every_n_steps` it also logs the batch's loss and the gradient's norm before clipping.
+    distribution, its most probable class counts as the right one. With `evidence` it also logs the mean
+    disagreement of the training texts, which these losses leave out. Every `log_every_n_steps` it logs the
+    batch's whole loss and the gradient's norm before clipping.
 
     Args:
         input_size: the number of ids, or the width of a float input; the data sets it.
@@ -63,7 +64,7 @@ class Classifier(TrainedRNN):
             set it.
     """
 
-    n_sums, scores = 3, ("accuracy", "loss")
+    scores = ("accuracy", "loss")
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class Classifier(TrainedRNN):
         if members > 1 and start_from is not None:
             raise ValueError(f"members is {members}; with start_from it must be 1")
         self.members, self.evidence = members, evidence
+        self.n_sums = 4 if evidence else 3  # of "train", see `_passes`
         rnns = [
             RNN(
                 input_size,
@@ -141,14 +143,16 @@ class Classifier(TrainedRNN):
     def _passes(
         self, x: Tensor, lengths: Tensor, labels: Tensor, of_all: int | None, evidence: Tensor | None = None
     ) -> tuple:
-        """Returns the loss and the batch's sums; of_all is the number of outputs that all processes score."""
+        """Returns the loss and the batch's sums: of the losses, the right outputs, with evidence the rows'
+        `disagreement`, and the scored outputs. of_all is the number of outputs that all processes score."""
+        apart: list[Tensor] = []
         if self.members == 1 and evidence is None:
             total, hits, scored = self._score_whole(x, lengths, labels)
-            loss = total
         else:
-            total, hits, scored, apart = self._score_members(x, lengths, labels, evidence)
-            loss = total + self.evidence * apart
-        return self._mean(loss, scored if of_all is None else of_all), total.detach(), hits, scored
+            total, hits, scored, *apart = self._score_members(x, lengths, labels, evidence)
+        loss = total + self.evidence * apart[0] if apart else total
+        sums = (total.detach(), hits, *(part.detach() for part in apart), scored)
+        return self._mean(loss, scored if of_all is None else of_all), *sums
 
     def _score_whole(self, x: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         """Returns `_score` of the RNN as a whole."""
@@ -157,8 +161,9 @@ class Classifier(TrainedRNN):
 
     def _score_members(
         self, x: Tensor, lengths: Tensor, labels: Tensor, evidence: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | float]:
-        """Returns `_score` of the members, each on its own rows, and the sum of the rows' `disagreement`."""
+    ) -> tuple[Tensor | int, ...]:
+        """Returns `_score` of the members, each on its own rows, and with evidence the sum of the rows'
+        `disagreement`."""
         rows = rows_of_members(self.members, self.trainer.global_rank, self.trainer.world_size)
         outputs: list[list[Tensor]] | None = None if evidence is None else []
         with self._trusted():
@@ -166,7 +171,7 @@ class Classifier(TrainedRNN):
             of_rows = (torch.cat([part[own] for own in rows]) for part in (lengths, labels))
             scores = self._score(logits, *of_rows)
         if evidence is None:
-            return *scores, 0.0
+            return scores
         apart = [
             disagreement(own_outputs, evidence[own], lengths[own], self.rnn.readout).sum()
             for own_outputs, own in zip(outputs, rows, strict=True)
@@ -207,5 +212,7 @@ class Classifier(TrainedRNN):
         # It is multiplied by the learning rate.
         return super()._decay(name) * (self.members if name == "Why" else 1)
 
-    def _means(self, loss: Tensor, hits: Tensor, scored: Tensor) -> dict[str, Tensor]:
-        return {"loss": loss / scored, "accuracy": hits / scored}
+    def _means(self, loss: Tensor, hits: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        *apart, scored = others
+        means = {"loss": loss / scored, "accuracy": hits / scored}
+        return means | ({"disagreement": apart[0] / scored} if apart else {})

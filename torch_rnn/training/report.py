@@ -149,7 +149,7 @@ def print_results(found: Mapping[str, Any], remarks: list[str], console: Console
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draws loss, accuracy and gradient norm by step from metrics.csv, as a PNG."""
+    """Draws what metrics.csv has by step, such as loss, accuracy and gradient norm, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,6 +165,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
             "validation/bits_per_character": "validation",
         },
         "perplexity": {"train/perplexity": "train", "validation/perplexity": "validation"},
+        "disagreement with the evidence": {"train/disagreement": "train"},
         "gradient norm, before clipping": {"train/gradient_norm": "batch"},
     }
     measured = {name for row in rows for name, value in row.items() if value}

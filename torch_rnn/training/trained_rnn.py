@@ -29,7 +29,7 @@ class TrainedRNN(LightningModule):
 
     rnn: RNN
     n_sums: int
-    """The number of sums of a split; the last one counts the scored outputs."""
+    """The number of sums of the split train; the last one counts the scored outputs."""
     scores: tuple[str, ...]
     """The metrics that may be monitored."""
 
@@ -216,10 +216,11 @@ class TrainedRNN(LightningModule):
         return loss
 
     def _add(self, split: str, *values: Tensor | int) -> None:
-        """Adds a batch's values to the sums of the split, the loss first and in float64."""
-        sums = self._sums.setdefault(split, [0] * self.n_sums)
+        """Adds a batch's values to the sums of the split; floats are added in float64."""
+        sums = self._sums.setdefault(split, [0] * len(values))
         for i, value in enumerate(values):
-            sums[i] = sums[i] + (value.detach().double() if i == 0 else value)
+            is_float = isinstance(value, Tensor) and value.is_floating_point()
+            sums[i] = sums[i] + (value.detach().double() if is_float else value)
 
     def _means(self, *sums: Tensor) -> dict[str, Tensor]:
         """Returns the metrics of a split from its sums over all processes."""

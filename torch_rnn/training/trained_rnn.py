@@ -107,9 +107,8 @@ class TrainedRNN(LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def configure_optimizers(self):
-        fused = (
-            "mixed" not in self.trainer.precision
-        )  # Lightning cannot clip the scaled gradients of a fused one
+        # Lightning cannot clip the scaled gradients of a fused one; None leaves PyTorch its next fastest.
+        fused = None if "mixed" in self.trainer.precision else True
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(self._groups(), lr=self.learning_rate)
         elif self.optimizer == "adam":

@@ -4,10 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.sparse import vstack
 from sklearn.linear_model import LogisticRegression
 
-from torch_rnn.data.ngrams import NGrams
+from torch_rnn.data.ngrams import NGrams, combined
 from torch_rnn.data.tokens import Tokens
+from torch_rnn.data.vectors import VectorClassifier
 from torch_rnn.errors import RunError
 
 WORDS = 12
@@ -89,6 +91,42 @@ def test_self_training_is_the_definition(classes, monkeypatch):
         columns.append(ratios * regression.fit(x[sure] * ratios, p[sure, c] > 0.5).coef_[0])
     np.testing.assert_allclose(taught.weights, np.stack(columns, 1), atol=1e-5)
     assert not np.allclose(taught.label(documents), known)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_teaching_with_vectors_is_the_definition(classes):
+    documents, _ = made(classes=classes)
+    more, _ = made(classes=classes, seed=1)
+    rows, index = np.arange(0, 120, 2), np.arange(5, 100)
+    model, labels = NGrams.fit(documents, rows, WORDS, classes), documents.labels[rows]
+    taught, classifier, texts, p = model.taught_with_vectors(documents, rows, more, index)
+    assert np.array_equal(texts, index)
+    matrices = [model._matrix(*part) for part in (documents[:2], more[:2])]
+    x = vstack([matrices[0][rows], matrices[1][index]]).tocsr()
+    share = np.zeros(len(model.keys))
+    for c in range(classes):
+        positive, negative = (1 + x[: len(rows)][part].sum(0).A1 for part in (labels == c, labels != c))
+        ratio = np.log((positive / positive.sum()) / (negative / negative.sum()))
+        share = np.maximum(share, np.minimum(np.abs(ratio), 1))
+    assert 0 < (share < 1).mean() < 1
+    np.testing.assert_allclose(classifier.share, share)
+    _, of_vectors = VectorClassifier.fit(x, share, labels)
+    np.testing.assert_allclose(p, combined(model.label(more)[index], of_vectors[len(rows) :]), atol=1e-6)
+    expected = model._fitted(x, np.concatenate([np.eye(classes)[labels], p]))
+    np.testing.assert_allclose(taught.weights, expected.weights, atol=1e-6)
+    later = combined(taught.label(more), classifier.probabilities(matrices[1]))
+    np.testing.assert_allclose(taught.label_with_vectors(more, classifier), later, atol=1e-6)
+
+
+def test_combined_probabilities():
+    first = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
+    np.testing.assert_allclose(combined(first, first), first)
+    squared = first**2 / (first**2).sum(1, keepdims=True)  # as if twice as certain
+    np.testing.assert_allclose(combined(first, squared), first)
+    turned = combined(first, first[:, ::-1])
+    np.testing.assert_allclose(turned, 0.5)
+    half = np.array([[0.5, 0.5]])
+    np.testing.assert_allclose(combined(half, half), half)
 
 
 def test_each_round_of_self_training_begins_with_the_last_model(monkeypatch):

@@ -38,7 +38,7 @@ def files(tmp_path):
 
 def texts(files, more="more.csv", **settings):
     settings = {"unlabelled": str(files / more), "teacher": "ngrams", **settings}
-    if settings["teacher"] != "ngrams":
+    if settings["teacher"] not in teaching.FITTED:
         del settings["unlabelled"]
     data = TextFiles(
         str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"), **settings
@@ -72,6 +72,32 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
         offsets = np.concatenate([[0], np.cumsum(held_out.lengths)])
         p = model.probabilities(np.concatenate([*held_out]), offsets)
         assert teacher[split] == (p.argmax(1) == right).mean()
+
+
+def test_with_vectors_the_texts_have_the_labels_that_the_ngrams_learnt_from(files):
+    data = texts(files, teacher="vectors", pieces=4)
+    teacher, labels = data.facts()["teacher"], data.splits["train"][1]
+    assert (teacher["name"], teacher["labels"]) == ("vectors", 30)
+    train, test, more = (
+        tokens.read_tokens(folder, name)
+        for folder, name in (
+            (data.tokens, "train"), (data.tokens, "test"), (data.more_tokens, tokens.UNLABELLED)
+        )
+    )  # fmt: skip
+    rows, held_out = tokens.grouped_split(train.keys, data.validation)
+    first = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
+    model, classifier, texts_, p = first.taught_with_vectors(train, rows, more, data.teachers_labels.index)
+    assert np.array_equal(texts_, data.teachers_labels.index)
+    np.testing.assert_allclose(labels[90:120], p, atol=1e-6)
+    saved = NGrams.load(data.ngrams / "ngrams.npz")
+    np.testing.assert_allclose(saved.weights, model.weights, atol=1e-6)
+    of_pieces = model.label_with_vectors(tokens.cut(more, 4)[0], classifier)
+    found = data.pieces_labels[1]
+    np.testing.assert_allclose(found.probabilities, of_pieces[found.index], atol=1e-6)
+    right = model.label_with_vectors(test, classifier).argmax(1) == test.labels
+    assert teacher["test"] == right.mean()
+    right = model.label_with_vectors(train, classifier).argmax(1) == train.labels
+    assert teacher["validation"] == right[held_out].mean()
 
 
 def fitted_on(data, rows):
@@ -343,7 +369,10 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unlabelled": "x.csv"}, "unlabelled is x.csv, and there is no teacher; set teacher to ngrams or a"),
+        (
+            {"unlabelled": "x.csv"},
+            "unlabelled is x.csv, and there is no teacher; set teacher to",
+        ),
         ({"temperature": 0.5}, "temperature is 0.5, and there is no teacher"),
         ({"confidence": 0.5}, "confidence is 0.5, and there is no teacher"),
         ({"teacher_weight": 0.5}, "teacher_weight is 0.5, and there is no teacher"),

@@ -43,10 +43,11 @@ class Corpus(SequenceData):
         batch_size: Sequences in a batch.
         seed: The seed of the order of the batches and of word dropout.
         word_dropout: The probability with which a training text loses each of its tokens in a step.
-        unlabelled: The file or folder of the texts for the teacher "ngrams" to label, in the formats of
-            `documents`.
-        teacher: "ngrams" for the `NGrams` that are fitted on the training texts; a file that scripts/label.py
-            has written, with texts and their probabilities; or None.
+        unlabelled: The file or folder of the texts for the teacher "ngrams" or "vectors" to label, in the
+            formats of `documents`.
+        teacher: "ngrams" for the `NGrams` that are fitted on the training texts; "vectors" for them and
+            a classifier of the texts' vectors (`NGrams.taught_with_vectors`), which takes minutes; a file
+            that scripts/label.py has written, with texts and their probabilities; or None.
         temperature: The teacher's probabilities p become p ** (1 / temperature), divided by their sum. They
             are less certain above 1; 0 leaves the most probable class alone.
         confidence: Unlabelled texts, and pieces, whose most probable class has a lower probability than this
@@ -57,7 +58,7 @@ class Corpus(SequenceData):
             training texts of other groups (`teaching.cross_fitted`). It needs no unlabelled texts.
         pieces: The length in tokens of the pieces that training texts are cut into; 0 for none. Pieces are
             trained on beside the whole texts, with the label of a teacher: for a labelled text that of
-            `distillation`, for an unlabelled one the teacher "ngrams". The texts of a file of labels are not
+            `distillation`, for an unlabelled one the `NGrams`. The texts of a file of labels are not
             cut.
         evidence: The weight in the loss of a teacher's evidence of each step of a training text; 0 for none.
             It is what the n-grams that end at a step (for the second direction, that begin there) add to the
@@ -122,7 +123,9 @@ class Corpus(SequenceData):
     def unlabelled_source(self) -> Source:
         """Returns the unlabelled texts that the settings name."""
         if self.unlabelled is None:
-            raise RunError("the teacher ngrams has no texts to label; name some with --data.unlabelled")
+            raise RunError(
+                f"the teacher {self.teacher} has no texts to label; name some with --data.unlabelled"
+            )
         return self.unlabelled_documents(self.unlabelled, "unlabelled")
 
     def unlabelled_documents(self, path: Path, split: str, probabilities: Sequence[str] = ()) -> Source:
@@ -136,14 +139,15 @@ class Corpus(SequenceData):
             return
         self.prepare_tokens()
         more = self.prepare_unlabelled() if self.teacher is not None else None
-        to_learn_from = more if self.teacher == teaching.NGRAMS else None
+        to_learn_from = more if self.teacher in teaching.FITTED else None
         if self.distillation or self.pieces:
             self.cross_fitted, pieces = teaching.cross_fitted(
                 self.cache, self.tokens, self.validation, self.pieces, to_learn_from
             )
             self.pieces_labels = [pieces] if self.pieces else []
         if to_learn_from is not None or self.evidence:
-            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from)
+            name = teaching.NGRAMS if to_learn_from is None else self.teacher
+            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from, name)
         if more is not None:
             teacher = None if to_learn_from is None else self.ngrams
             labels = teaching.labelled(self.cache, self.tokens, self.validation, more, teacher)
@@ -180,7 +184,7 @@ class Corpus(SequenceData):
 
     def _teachers_texts(self) -> Source:
         """Returns the unlabelled texts, or those of the file of labels."""
-        if self.teacher == teaching.NGRAMS:
+        if self.teacher in teaching.FITTED:
             return self.unlabelled_source()
         columns = [f"p_{name}" for name in self.classes]
         return self.unlabelled_documents(Path(self.teacher), "teacher", columns)
@@ -217,7 +221,7 @@ class Corpus(SequenceData):
             facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
             return facts | self._distillation() | self._evidence_facts()
         scores = {"validation": None, "test": None}
-        if self.teacher == teaching.NGRAMS:
+        if self.teacher in teaching.FITTED:
             scores = teaching.scores(self.ngrams, self.tokens)
         labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
         return (
@@ -323,7 +327,7 @@ def _check_teacher(
         ):
             if value != default and not used:
                 raise ValueError(
-                    f"{name} is {value}, and there is no teacher; set teacher to ngrams or a file"
+                    f"{name} is {value}, and there is no teacher; set teacher to ngrams, vectors or a file"
                 )
-    elif teacher != teaching.NGRAMS and unlabelled is not None:
+    elif teacher not in teaching.FITTED and unlabelled is not None:
         raise ValueError(f"unlabelled is {unlabelled}; the texts of the teacher {teacher} are in its file")

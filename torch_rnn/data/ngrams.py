@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torch_rnn.data.tokens import Tokens
+from torch_rnn.data.vectors import VectorClassifier
 from torch_rnn.errors import RunError
 
 if TYPE_CHECKING:
@@ -87,6 +88,43 @@ class NGrams:
             p = model._probabilities(unknown)
             model = self._fitted(both, np.concatenate([np.eye(p.shape[1])[labels], p]))
         return model
+
+    def taught_with_vectors(
+        self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
+    ) -> tuple["NGrams", VectorClassifier, np.ndarray, np.ndarray]:
+        """Returns a model fitted on the documents `rows` and on unlabelled ones, and who labelled these how.
+
+        The labels come from this model and from a classifier of the vectors of all these texts, which errs
+        elsewhere (`combined`).
+
+        Args:
+            more, index: As in `taught`.
+
+        Returns:
+            The model, the classifier, the numbers (n,) of the unlabelled texts that fitted into memory, and
+            their probabilities (n, C).
+        """
+        rows = _that_fit_into_memory(tokens, rows, self.n_words)
+        left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
+        index = _that_fit_into_memory(more, index, self.n_words, left)
+        known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
+        both, labels, of_ngrams = (
+            _stacked(known, unknown),
+            np.asarray(tokens.labels)[rows],
+            self._probabilities(unknown),
+        )
+        gold = np.eye(of_ngrams.shape[1])[labels]
+        ratios = np.abs([_ratios(known, p) for p in gold.T]).max(axis=0)
+        classifier, of_vectors = VectorClassifier.fit(both, np.minimum(ratios, 1), labels)
+        p = combined(of_ngrams, of_vectors[len(labels) :])
+        return self._fitted(both, np.concatenate([gold, p])), classifier, index, p
+
+    def label_with_vectors(self, tokens: Tokens, classifier: VectorClassifier) -> np.ndarray:
+        """Returns the probabilities (n, C) of all documents by this model and the classifier together."""
+        of_vectors = [
+            classifier.probabilities(self._matrix(ids, offsets)) for _, ids, offsets in tokens.pieces()
+        ]
+        return combined(self.label(tokens), np.concatenate(of_vectors))
 
     def _fitted(self, x: "csr_matrix", labels: np.ndarray) -> "NGrams":
         """Returns the model with these n-grams, fitted on documents (n, m) and distributions (n, C)."""
@@ -260,10 +298,28 @@ def _stacked(first: "csr_matrix", second: "csr_matrix") -> "csr_matrix":
     return vstack([first, second]).tocsr()
 
 
+def combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the geometric means of probabilities (n, C), divided by their sums.
+
+    The logits of the second are scaled to the spread of the first: the vectors of all texts have one length,
+    so that a classifier of them is too certain of short ones.
+    """
+    logits = [np.log(np.clip(p, 1e-12, 1)) for p in (first, second)]
+    first, second = (part - part.mean(axis=1, keepdims=True) for part in logits)
+    logits = (first + second * (first.std() / max(second.std(), 1e-12))) / 2
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def _ratios(x: "csr_matrix", p: np.ndarray) -> np.ndarray:
+    """Returns the naive-Bayes log-count ratios (m,) of a class with the probabilities p (n,)."""
+    with_target, without = (1 + x.T @ part for part in (p, 1 - p))
+    return np.log(with_target / with_target.sum()) - np.log(without / without.sum())
+
+
 def _regression(x: "csr_matrix", p: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the weights (m,) and the bias for documents (n, m) and their probabilities (n,) of a class."""
-    with_target, without = (1 + x.T @ part for part in (p, 1 - p))
-    ratios = np.log(with_target / with_target.sum()) - np.log(without / without.sum())
+    ratios = _ratios(x, p)
     sure = np.maximum(p, 1 - p) >= SURE
     x = x[sure]
     x.data *= ratios[x.indices]

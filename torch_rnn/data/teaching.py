@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torch_rnn.data import vectors
 from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.ngrams import MIN_DOCUMENTS, ROUNDS, SURE, C, NGrams
@@ -27,12 +28,13 @@ from torch_rnn.data.tokens import (
     parts_of_groups,
     read_tokens,
 )
+from torch_rnn.data.vectors import VectorClassifier
 
 log = logging.getLogger(__name__)
 FORMAT = 2
 """Version of the contents of these folders."""
-NGRAMS = "ngrams"
-"""The teacher that is fitted on the training texts."""
+NGRAMS, VECTORS = FITTED = ("ngrams", "vectors")
+"""The teachers that are fitted on the training texts."""
 PARTS = 5
 """The number of teachers that label the training texts, each the texts of another part."""
 
@@ -91,22 +93,35 @@ def tokenized(cache: Path, name: str, tokens: Path, source: Source) -> Path:
     return cached(cache, f"unlabelled-{name}", recipe, make, origin=str(source.path.resolve()))
 
 
-def fitted(cache: Path, tokens: Path, validation: float, more: Unlabelled | None = None) -> Path:
+def fitted(
+    cache: Path, tokens: Path, validation: float, more: Unlabelled | None = None, name: str = NGRAMS
+) -> Path:
     """Returns the folder with the teacher, which is fitted on the training texts that are not held out.
 
-    With unlabelled texts it learns from its own labels of them, too (`NGrams.taught`).
+    With unlabelled texts it learns from its own labels of them, too (`NGrams.taught`). As the teacher
+    "vectors" it learns from labels to which vectors contribute (`NGrams.taught_with_vectors`), and which are
+    kept beside it.
     """
     recipe = _recipe(tokens, validation, more)
+    if name == VECTORS:
+        recipe |= {"vectors": [vectors.SIZE, vectors.EPOCHS, vectors.STEPS]}
 
     def make(folder: Path, work: Path) -> None:
-        log.info("the teacher %s is fitted on the training texts", NGRAMS)
-        train = read_tokens(tokens, "train")
+        log.info("the teacher %s is fitted on the training texts", name)
+        train, chosen = read_tokens(tokens, "train"), _chosen(tokens, validation, more)
         rows, held_out = grouped_split(train.keys, validation)
-        teacher = _teacher(train, rows, tokens, _chosen(tokens, validation, more))
+        if name == VECTORS:
+            first = _teacher(train, rows, tokens, None)
+            teacher, classifier, texts, probabilities = first.taught_with_vectors(train, rows, *chosen)
+            classifier.save(folder / "vectors.npz")
+            np.save(folder / "texts.npy", texts)
+            np.save(folder / f"{PROBABILITIES}.npy", probabilities.astype(np.float32))
+        else:
+            teacher = _teacher(train, rows, tokens, chosen)
         teacher.save(folder / "ngrams.npz")
-        (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(teacher, tokens, held_out)}))
+        (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(folder, tokens, held_out)}))
 
-    return cached(cache, NGRAMS, recipe, make)
+    return cached(cache, name, recipe, make)
 
 
 def cross_fitted(
@@ -180,7 +195,7 @@ def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: P
     def make(folder: Path, work: Path) -> None:
         pieces, document = cut(read_tokens(unlabelled, UNLABELLED), size)
         chosen = _parts_of_texts(document, index)
-        probabilities = NGrams.load(teacher / "ngrams.npz").label(pieces)[chosen]
+        probabilities = _labels(teacher, pieces)[chosen]
         _save_pieces(folder, Pieces(pieces.offsets, chosen, probabilities.astype(np.float32)))
 
     return _load_pieces(cached(cache, "pieces", recipe, make))
@@ -203,7 +218,9 @@ def labelled(
         if teacher is None:
             probabilities = np.load(unlabelled.tokens / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
         else:
-            probabilities = NGrams.load(teacher / "ngrams.npz").label(more)
+            probabilities = _labels(teacher, more)
+            if (texts := teacher / "texts.npy").exists():
+                probabilities[np.load(texts)] = np.load(teacher / f"{PROBABILITIES}.npy")
         np.save(folder / "index.npy", index)
         np.save(folder / f"{PROBABILITIES}.npy", probabilities[index].astype(np.float32))
         about = {"left_out": left_out, "texts": len(more.labels)}
@@ -218,7 +235,7 @@ def labelled(
 def scores(teacher: Path, tokens: Path) -> dict[str, float]:
     """Returns the teacher's accuracy on validation and test."""
     known = json.loads((teacher / "scores.json").read_text())
-    test = _accuracy(NGrams.load(teacher / "ngrams.npz"), tokens, None)
+    test = _accuracy(teacher, tokens, None)
     return {"validation": known["validation"], "test": test}
 
 
@@ -304,8 +321,16 @@ def choose(
     return np.flatnonzero(~(same_film | same_text | same_label)), left_out
 
 
-def _accuracy(teacher: NGrams, tokens: Path, rows: np.ndarray | None) -> float:
+def _labels(teacher: Path, tokens: Tokens) -> np.ndarray:
+    """Returns the probabilities (n, C) of all documents by the teacher in the folder."""
+    ngrams = NGrams.load(teacher / "ngrams.npz")
+    if not (path := teacher / "vectors.npz").exists():
+        return ngrams.label(tokens)
+    return ngrams.label_with_vectors(tokens, VectorClassifier.load(path))
+
+
+def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None) -> float:
     """Returns the accuracy on these training texts, or on all test texts where rows is None."""
     split = read_tokens(tokens, "test" if rows is None else "train")
-    right = teacher.label(split).argmax(axis=1) == np.asarray(split.labels)
+    right = _labels(teacher, split).argmax(axis=1) == np.asarray(split.labels)
     return float(right.mean() if rows is None else right[rows].mean())

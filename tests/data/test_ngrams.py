@@ -129,6 +129,15 @@ def test_combined_probabilities():
     np.testing.assert_allclose(combined(half, half), half)
 
 
+def test_teaching_with_vectors_without_unlabelled_texts_changes_nothing():
+    (documents, _), (more, _) = made(), made(seed=1)
+    rows = np.arange(0, 120, 2)
+    model = NGrams.fit(documents, rows, WORDS, 3)
+    taught, _, texts, p = model.taught_with_vectors(documents, rows, more, np.arange(0))
+    assert len(texts) == len(p) == 0
+    assert np.array_equal(taught.weights, model.weights)
+
+
 def test_each_round_of_self_training_begins_with_the_last_model(monkeypatch):
     monkeypatch.setattr("torch_rnn.data.ngrams.SURE", 0.6)
     (documents, _), (more, _) = made(), made(seed=1)

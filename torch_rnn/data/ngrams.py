@@ -304,6 +304,8 @@ def combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     The logits of the second are scaled to the spread of the first: the vectors of all texts have one length,
     so that a classifier of them is too certain of short ones.
     """
+    if len(first) == 0:
+        return first
     logits = [np.log(np.clip(p, 1e-12, 1)) for p in (first, second)]
     first, second = (part - part.mean(axis=1, keepdims=True) for part in logits)
     logits = (first + second * (first.std() / max(second.std(), 1e-12))) / 2

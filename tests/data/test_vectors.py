@@ -87,6 +87,29 @@ def test_a_classifier_of_vectors_knows_ngrams_without_a_label(small):
     assert (classifier.probabilities(later[600:]).argmax(1) == right[600:]).mean() > 0.95
 
 
+def test_a_later_text_is_placed_near_the_maximum(small):
+    x, classes = two_classes(200)
+    share = np.linspace(0.2, 1, 40)
+    classifier, _ = VectorClassifier.fit(x, share, classes)
+    found = torch.from_numpy(classifier._placed(x[:5])).double()
+    ngrams, drawn = (torch.from_numpy(part).double() for part in (classifier.ngrams, classifier.others))
+    weights = torch.from_numpy(x[:5].toarray() * share)
+
+    def objective(t):
+        cosines = normalize(t, dim=1) @ ngrams.T
+        away = (drawn * logsigmoid(-6 * cosines)).sum(1) * weights.sum(1)
+        return (weights * logsigmoid(6 * cosines)).sum(1) + 5 * away
+
+    best = torch.randn(5, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer = torch.optim.Adam([best], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-objective(best).sum()).backward()
+        optimizer.step()
+    assert (torch.cosine_similarity(found, best) > 0.9).all()
+    assert (objective(found) > objective(best) - 0.2).all()
+
+
 def test_a_later_text_is_independent_of_others_and_of_the_file(small, tmp_path):
     x, classes = two_classes()
     classifier, _ = VectorClassifier.fit(x, np.ones(40), classes[:100] + 2 * (np.arange(100) % 5 == 0))

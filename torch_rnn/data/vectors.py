@@ -39,7 +39,7 @@ PLACES = 10
 """The number of steps of a text that comes later."""
 DRAWN = 512
 """The number of others that these meet."""
-PLACED = 256
+PLACED = 64
 """The number of these in memory at a time."""
 
 
@@ -121,22 +121,18 @@ class VectorClassifier:
         ngrams = torch.from_numpy(self.ngrams)
         drawn = np.random.default_rng(0).choice(len(self.others), DRAWN, p=self.others)
         drawn = ngrams[torch.from_numpy(drawn)]
-        share = torch.from_numpy(self.share).float()
         found = np.empty((x.shape[0], SIZE), np.float32)
         for start in range(0, x.shape[0], PLACED):
-            part = x[start : start + PLACED]
-            columns = torch.from_numpy(part.indices.astype(np.int64))
-            rows = torch.from_numpy(np.repeat(np.arange(part.shape[0]), np.diff(part.indptr)))
-            own, weights = ngrams[columns], share[columns]
-            sizes = torch.zeros(part.shape[0]).index_add_(0, rows, weights)[:, None]
-            first = torch.zeros(part.shape[0], SIZE).index_add_(0, rows, weights[:, None] * own)
-            texts = Vectors(normalize(first - sizes * drawn.mean(dim=0), dim=1))
+            part = x[start : start + PLACED].tocsc()
+            known = np.flatnonzero(np.diff(part.indptr))
+            own = ngrams[torch.from_numpy(known)]
+            weights = torch.from_numpy((part[:, known].toarray() * self.share[known]).astype(np.float32))
+            sizes = weights.sum(dim=1, keepdim=True)
+            texts = Vectors(normalize(weights @ own - sizes * drawn.mean(dim=0), dim=1))
             for step in range(PLACES):
                 t = texts.values
-                slopes = weights * torch.sigmoid(-SHARPNESS * (own * t[rows]).sum(dim=1))
-                gradient = torch.zeros_like(t).index_add_(0, rows, slopes[:, None] * own)
-                away = torch.sigmoid(SHARPNESS * (t @ drawn.T)) @ drawn
-                gradient -= NEGATIVES / DRAWN * sizes * away
+                gradient = (weights * torch.sigmoid(-SHARPNESS * (t @ own.T))) @ own
+                gradient -= NEGATIVES / DRAWN * sizes * (torch.sigmoid(SHARPNESS * (t @ drawn.T)) @ drawn)
                 texts.move(torch.arange(len(t)), t, gradient, RATE * (1 - step / PLACES))
             found[start : start + PLACED] = texts.values.numpy()
         return found

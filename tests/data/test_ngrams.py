@@ -116,6 +116,9 @@ def test_teaching_with_vectors_is_the_definition(classes):
     np.testing.assert_allclose(taught.weights, expected.weights, atol=1e-6)
     later = combined(taught.label(more), classifier.probabilities(matrices[1]))
     np.testing.assert_allclose(taught.label_with_vectors(more, classifier), later, atol=1e-6)
+    some = np.array([3, 50, 51])
+    later = combined(taught.label(more)[some], classifier.probabilities(matrices[1])[some])
+    np.testing.assert_allclose(taught.label_with_vectors(more, classifier, some), later, atol=1e-5)
 
 
 def test_combined_probabilities():

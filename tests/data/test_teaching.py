@@ -13,6 +13,7 @@ from torch_rnn.data.grammar import corpus
 from torch_rnn.data.imdb import IMDB
 from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.data.vectors import VectorClassifier
 from torch_rnn.errors import RunError
 from torch_rnn.nn.module import RNN
 
@@ -40,9 +41,8 @@ def texts(files, more="more.csv", **settings):
     settings = {"unlabelled": str(files / more), "teacher": "ngrams", **settings}
     if settings["teacher"] not in teaching.FITTED:
         del settings["unlabelled"]
-    data = TextFiles(
-        str(files / "train.csv"), str(files / "test.csv"), cache=str(files / "cache"), **settings
-    )
+    settings = {"cache": str(files / "cache"), **settings}
+    data = TextFiles(str(files / "train.csv"), str(files / "test.csv"), **settings)
     data.setup()
     return data
 
@@ -75,8 +75,9 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
 
 
 def test_with_vectors_the_texts_have_the_labels_that_the_ngrams_learnt_from(files):
-    data = texts(files, teacher="vectors", pieces=4)
-    teacher, labels = data.facts()["teacher"], data.splits["train"][1]
+    data = texts(files, teacher="vectors", pieces=4, evidence=1.0)
+    facts, labels = data.facts(), data.splits["train"][1]
+    teacher = facts["teacher"]
     assert (teacher["name"], teacher["labels"]) == ("vectors", 30)
     train, test, more = (
         tokens.read_tokens(folder, name)
@@ -94,10 +95,31 @@ def test_with_vectors_the_texts_have_the_labels_that_the_ngrams_learnt_from(file
     of_pieces = model.label_with_vectors(tokens.cut(more, 4)[0], classifier)
     found = data.pieces_labels[1]
     np.testing.assert_allclose(found.probabilities, of_pieces[found.index], atol=1e-6)
-    right = model.label_with_vectors(test, classifier).argmax(1) == test.labels
-    assert teacher["test"] == right.mean()
-    right = model.label_with_vectors(train, classifier).argmax(1) == train.labels
-    assert teacher["validation"] == right[held_out].mean()
+    for split, part, numbers in (("test", test, np.arange(20)), ("validation", train, held_out)):
+        of_both, right = model.label_with_vectors(part, classifier, numbers), part.labels[numbers]
+        assert teacher[split] == (of_both.argmax(1) == right).mean()
+        assert facts["evidence"][split] == (model.label(part)[numbers].argmax(1) == right).mean()
+
+
+def test_unlabelled_texts_beyond_memory_are_labelled_later(files, monkeypatch):
+    whole = texts(files, teacher="vectors")
+    train, more = (
+        tokens.read_tokens(folder, name)
+        for folder, name in ((whole.tokens, "train"), (whole.more_tokens, tokens.UNLABELLED))
+    )
+    rows, _ = tokens.grouped_split(train.keys, whole.validation)
+    labelled = int(np.diff(train.offsets)[rows].sum())
+    monkeypatch.setattr("torch_rnn.data.ngrams.MAX_TOKENS", labelled + more.offsets[-1] // 2)
+    data = texts(files, teacher="vectors", cache=str(files / "other"))
+    index, learnt = data.teachers_labels.index, np.load(data.ngrams / "texts.npy")
+    assert 0 < len(learnt) < len(index) == 30
+    later = np.setdiff1d(index, learnt)
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    classifier = VectorClassifier.load(data.ngrams / "vectors.npz")
+    expected = np.empty((len(more.labels), 2))
+    expected[later] = model.label_with_vectors(more, classifier, later)
+    expected[learnt] = np.load(data.ngrams / "probabilities.npy")
+    np.testing.assert_allclose(data.splits["train"][1][90:], expected[index], atol=1e-6)
 
 
 def fitted_on(data, rows):

@@ -58,8 +58,8 @@ class Corpus(SequenceData):
             training texts of other groups (`teaching.cross_fitted`). It needs no unlabelled texts.
         pieces: The length in tokens of the pieces that training texts are cut into; 0 for none. Pieces are
             trained on beside the whole texts, with the label of a teacher: for a labelled text that of
-            `distillation`, for an unlabelled one the `NGrams`. The texts of a file of labels are not
-            cut.
+            `distillation`, for an unlabelled one that of `teacher`. The texts of a file of labels
+            are not cut.
         evidence: The weight in the loss of a teacher's evidence of each step of a training text; 0 for none.
             It is what the n-grams that end at a step (for the second direction, that begin there) add to the
             logit of the `NGrams` that are fitted on the training texts. An RNN is trained to give each step a
@@ -222,7 +222,7 @@ class Corpus(SequenceData):
             return facts | self._distillation() | self._evidence_facts()
         scores = {"validation": None, "test": None}
         if self.teacher in teaching.FITTED:
-            scores = teaching.scores(self.ngrams, self.tokens)
+            scores = teaching.scores(self.ngrams, self.tokens, self.teacher)
         labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
         return (
             {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torch_rnn.data.tokens import Tokens
-from torch_rnn.data.vectors import VectorClassifier
+from torch_rnn.data.vectors import VectorClassifier, softmax
 from torch_rnn.errors import RunError
 
 if TYPE_CHECKING:
@@ -79,11 +79,8 @@ class NGrams:
             more: The unlabelled texts.
             index: The numbers of those to use.
         """
-        rows = _that_fit_into_memory(tokens, rows, self.n_words)
-        left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
-        index = _that_fit_into_memory(more, index, self.n_words, left)
-        known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
-        both, labels, model = _stacked(known, unknown), np.asarray(tokens.labels)[rows], self
+        known, unknown, labels, _ = self._known_and_unknown(tokens, rows, more, index)
+        both, model = _stacked(known, unknown), self
         for _ in range(ROUNDS):
             p = model._probabilities(unknown)
             model = self._fitted(both, np.concatenate([np.eye(p.shape[1])[labels], p]))
@@ -104,27 +101,40 @@ class NGrams:
             The model, the classifier, the numbers (n,) of the unlabelled texts that fitted into memory, and
             their probabilities (n, C).
         """
-        rows = _that_fit_into_memory(tokens, rows, self.n_words)
-        left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
-        index = _that_fit_into_memory(more, index, self.n_words, left)
-        known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
-        both, labels, of_ngrams = (
-            _stacked(known, unknown),
-            np.asarray(tokens.labels)[rows],
-            self._probabilities(unknown),
-        )
+        known, unknown, labels, index = self._known_and_unknown(tokens, rows, more, index)
+        both, of_ngrams = _stacked(known, unknown), self._probabilities(unknown)
         gold = np.eye(of_ngrams.shape[1])[labels]
         ratios = np.abs([_ratios(known, p) for p in gold.T]).max(axis=0)
         classifier, of_vectors = VectorClassifier.fit(both, np.minimum(ratios, 1), labels)
         p = combined(of_ngrams, of_vectors[len(labels) :])
         return self._fitted(both, np.concatenate([gold, p])), classifier, index, p
 
-    def label_with_vectors(self, tokens: Tokens, classifier: VectorClassifier) -> np.ndarray:
-        """Returns the probabilities (n, C) of all documents by this model and the classifier together."""
+    def label_with_vectors(
+        self, tokens: Tokens, classifier: VectorClassifier, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the probabilities (n, C) of the documents `rows` (None: of all) by both models together."""
+        wanted = np.ones(len(tokens.labels), bool)
+        if rows is not None:
+            wanted[:] = False
+            wanted[rows] = True
         of_vectors = [
-            classifier.probabilities(self._matrix(ids, offsets)) for _, ids, offsets in tokens.pieces()
+            classifier.probabilities(self._matrix(ids, offsets)[wanted[first : first + len(offsets) - 1]])
+            for first, ids, offsets in tokens.pieces()
         ]
-        return combined(self.label(tokens), np.concatenate(of_vectors))
+        return combined(self.label(tokens)[wanted], np.concatenate(of_vectors))
+
+    def _known_and_unknown(
+        self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
+    ) -> tuple["csr_matrix", "csr_matrix", np.ndarray, np.ndarray]:
+        """Returns the matrices of the labelled and the unlabelled documents that fit into memory together.
+
+        After them come the labels of the former and the numbers of the latter.
+        """
+        rows = _that_fit_into_memory(tokens, rows, self.n_words)
+        left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
+        index = _that_fit_into_memory(more, index, self.n_words, left)
+        known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
+        return known, unknown, np.asarray(tokens.labels)[rows], index
 
     def _fitted(self, x: "csr_matrix", labels: np.ndarray) -> "NGrams":
         """Returns the model with these n-grams, fitted on documents (n, m) and distributions (n, C)."""
@@ -308,9 +318,7 @@ def combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return first
     logits = [np.log(np.clip(p, 1e-12, 1)) for p in (first, second)]
     first, second = (part - part.mean(axis=1, keepdims=True) for part in logits)
-    logits = (first + second * (first.std() / max(second.std(), 1e-12))) / 2
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+    return softmax((first + second * (first.std() / max(second.std(), 1e-12))) / 2)
 
 
 def _ratios(x: "csr_matrix", p: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torch_rnn.data import vectors
 from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.ngrams import MIN_DOCUMENTS, ROUNDS, SURE, C, NGrams
@@ -28,7 +27,7 @@ from torch_rnn.data.tokens import (
     parts_of_groups,
     read_tokens,
 )
-from torch_rnn.data.vectors import VectorClassifier
+from torch_rnn.data.vectors import RECIPE, VectorClassifier
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -104,7 +103,7 @@ def fitted(
     """
     recipe = _recipe(tokens, validation, more)
     if name == VECTORS:
-        recipe |= {"vectors": [vectors.SIZE, vectors.EPOCHS, vectors.STEPS]}
+        recipe |= {"vectors": RECIPE}
 
     def make(folder: Path, work: Path) -> None:
         log.info("the teacher %s is fitted on the training texts", name)
@@ -119,7 +118,10 @@ def fitted(
         else:
             teacher = _teacher(train, rows, tokens, chosen)
         teacher.save(folder / "ngrams.npz")
-        (folder / "scores.json").write_text(json.dumps({"validation": _accuracy(folder, tokens, held_out)}))
+        found = {"validation": _accuracy(folder, tokens, held_out, NGRAMS)}
+        if name == VECTORS:
+            found[VECTORS] = _accuracy(folder, tokens, held_out, VECTORS)
+        (folder / "scores.json").write_text(json.dumps(found))
 
     return cached(cache, name, recipe, make)
 
@@ -218,9 +220,7 @@ def labelled(
         if teacher is None:
             probabilities = np.load(unlabelled.tokens / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
         else:
-            probabilities = _labels(teacher, more)
-            if (texts := teacher / "texts.npy").exists():
-                probabilities[np.load(texts)] = np.load(teacher / f"{PROBABILITIES}.npy")
+            probabilities = _labels_of_learnt(teacher, more, index)
         np.save(folder / "index.npy", index)
         np.save(folder / f"{PROBABILITIES}.npy", probabilities[index].astype(np.float32))
         about = {"left_out": left_out, "texts": len(more.labels)}
@@ -232,11 +232,11 @@ def labelled(
     return Labels(*arrays, **json.loads((folder / "about.json").read_text()))
 
 
-def scores(teacher: Path, tokens: Path) -> dict[str, float]:
-    """Returns the teacher's accuracy on validation and test."""
+def scores(teacher: Path, tokens: Path, name: str = NGRAMS) -> dict[str, float]:
+    """Returns the accuracy on validation and test of the teacher in the folder, or of its n-grams alone."""
     known = json.loads((teacher / "scores.json").read_text())
-    test = _accuracy(teacher, tokens, None)
-    return {"validation": known["validation"], "test": test}
+    validation = known[VECTORS if name == VECTORS else "validation"]
+    return {"validation": validation, "test": _accuracy(teacher, tokens, None, name)}
 
 
 def targets(
@@ -321,16 +321,36 @@ def choose(
     return np.flatnonzero(~(same_film | same_text | same_label)), left_out
 
 
-def _labels(teacher: Path, tokens: Tokens) -> np.ndarray:
-    """Returns the probabilities (n, C) of all documents by the teacher in the folder."""
+def _labels_of_learnt(teacher: Path, more: Tokens, index: np.ndarray) -> np.ndarray:
+    """Returns the probabilities (n, C) of the unlabelled texts; only those of the texts `index` are set.
+
+    The teacher "vectors" has kept those of the texts that it has learnt from.
+    """
+    if not (teacher / "texts.npy").exists():
+        return _labels(teacher, more)
+    texts, kept = (np.load(teacher / name) for name in ("texts.npy", f"{PROBABILITIES}.npy"))
+    probabilities = np.empty((len(more.labels), kept.shape[1]), np.float32)
+    probabilities[texts] = kept
+    if len(others := np.setdiff1d(index, texts)):  # which did not fit into memory
+        probabilities[others] = _labels(teacher, more, others)
+    return probabilities
+
+
+def _labels(teacher: Path, tokens: Tokens, rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns the teacher's probabilities (n, C) of the documents with the numbers `rows` (None: of all)."""
     ngrams = NGrams.load(teacher / "ngrams.npz")
-    if not (path := teacher / "vectors.npz").exists():
-        return ngrams.label(tokens)
-    return ngrams.label_with_vectors(tokens, VectorClassifier.load(path))
+    if (path := teacher / "vectors.npz").exists():
+        return ngrams.label_with_vectors(tokens, VectorClassifier.load(path), rows)
+    found = ngrams.label(tokens)
+    return found if rows is None else found[rows]
 
 
-def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None) -> float:
-    """Returns the accuracy on these training texts, or on all test texts where rows is None."""
+def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None, name: str) -> float:
+    """Returns the accuracy of `scores` on these training texts, or on all test texts where rows is None."""
     split = read_tokens(tokens, "test" if rows is None else "train")
-    right = _labels(teacher, split).argmax(axis=1) == np.asarray(split.labels)
-    return float(right.mean() if rows is None else right[rows].mean())
+    rows = np.arange(len(split.labels)) if rows is None else rows
+    if name == VECTORS:
+        p = _labels(teacher, split, rows)
+    else:
+        p = NGrams.load(teacher / "ngrams.npz").label(split)[rows]
+    return float((p.argmax(axis=1) == np.asarray(split.labels)[rows]).mean())

@@ -1,13 +1,14 @@
-"""n-grams of texts -> a vector of each text, which tells its n-grams from others.
+"""VectorClassifier: logistic regression on a vector of each text, which tells its n-grams from others.
 
-A text and an n-gram have a vector of length 1 each. Training raises, for c the cosine of the two,
+A text and an n-gram have a vector of length 1 each, with the cosine c. For a text with n n-grams, training
+raises
 
-    sum of log sigmoid(6 c) over the n-grams of the text + 5 times the mean of log sigmoid(-6 c) over others
+    the sum over its n-grams of log sigmoid(6 c) + 5 n times the mean over others of log sigmoid(-6 c)
 
-(Thongtan and Phienthrakul, 2019, "Sentiment Classification Using Document Embeddings Trained with Cosine
-Similarity"; the 5 is for each n-gram of the text). n-grams that say little of the classes are mostly left out
-(Zhang and Arefyev, 2022, "The Document Vectors Using Cosine Similarity Revisited"). Texts without labels get
-vectors, too, so that a classifier of the vectors learns of n-grams that no labelled text has.
+after Thongtan and Phienthrakul (2019, "Sentiment Classification Using Document Embeddings Trained with Cosine
+Similarity"). n-grams that say little of the classes are mostly left out, after Zhang and Arefyev (2022, "The
+Document Vectors Using Cosine Similarity Revisited"). Texts without labels have vectors, too, so that the
+classifier learns of n-grams that no labelled text has.
 """
 
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ DRAWN = 512
 """The number of others that these meet."""
 PLACED = 64
 """The number of these in memory at a time."""
+RECIPE = (SIZE, SHARPNESS, NEGATIVES, EPOCHS, STEPS, TEXTS, RATE, PLACES, DRAWN)
+"""What the vectors depend on beside the texts."""
 
 
 class Pairs(NamedTuple):
@@ -112,9 +115,7 @@ class VectorClassifier:
 
     def _of_vectors(self, vectors: np.ndarray) -> np.ndarray:
         logits = vectors @ self.weights + self.bias
-        logits = np.concatenate([-logits / 2, logits / 2], axis=1) if logits.shape[1] == 1 else logits
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return p / p.sum(axis=1, keepdims=True)
+        return softmax(np.concatenate([-logits / 2, logits / 2], axis=1) if logits.shape[1] == 1 else logits)
 
     def _placed(self, x: "csr_matrix") -> np.ndarray:
         """Returns the vectors (n, SIZE) of texts that are trained while those of the n-grams stay."""
@@ -145,6 +146,12 @@ class VectorClassifier:
     def load(cls, path: Path) -> "VectorClassifier":
         with np.load(path) as arrays:
             return cls(**arrays)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities (n, C) of logits (n, C)."""
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def _trained(x: "csr_matrix", share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,50 +1,20 @@
-"""Training with the labels of the n-gram teacher, of unlabelled texts, labelled ones, and pieces of both."""
+"""Training with a teacher's labels of unlabelled texts, and with its evidence of each step."""
 
 import json
 
 import numpy as np
 import pytest
 from made_reviews import reviews, write_archive
-from test_faults import mutant
+from teaching_trials import fitted_on, text_rows, texts
 from test_formats import write_folder, write_lines, write_parquet, write_table
 
 from torch_rnn.data import teaching, tokens
-from torch_rnn.data.grammar import corpus
 from torch_rnn.data.imdb import IMDB
 from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.textfiles import TextFiles
 from torch_rnn.data.vectors import VectorClassifier
 from torch_rnn.errors import RunError
 from torch_rnn.nn.module import RNN
-
-
-def text_rows(n, seed, classes=("bad", "good")):
-    texts, labels = corpus(n, seed)
-    return [
-        (f"{text} {seed}x{i}", classes[label])
-        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
-    ]
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Files of labelled and of unlabelled texts; three of the latter are among the labelled ones."""
-    train = text_rows(100, 1)
-    write_table(tmp_path / "train.csv", train)
-    write_table(tmp_path / "test.csv", text_rows(20, 2))
-    more = [(f" {train[i][0].upper()} ", "?") for i in range(3)] + text_rows(30, 3)
-    write_table(tmp_path / "more.csv", more)
-    return tmp_path
-
-
-def texts(files, more="more.csv", **settings):
-    settings = {"unlabelled": str(files / more), "teacher": "ngrams", **settings}
-    if settings["teacher"] not in teaching.FITTED:
-        del settings["unlabelled"]
-    settings = {"cache": str(files / "cache"), **settings}
-    data = TextFiles(str(files / "train.csv"), str(files / "test.csv"), **settings)
-    data.setup()
-    return data
 
 
 def test_unlabelled_texts_get_the_teachers_labels(files):
@@ -122,16 +92,6 @@ def test_unlabelled_texts_beyond_memory_are_labelled_later(files, monkeypatch):
     np.testing.assert_allclose(data.splits["train"][1][90:], expected[index], atol=1e-6)
 
 
-def fitted_on(data, rows):
-    """Returns the teacher that is fitted on these rows of the training texts."""
-    train = tokens.read_tokens(data.tokens, "train")
-    model = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
-    if data.more_tokens is None:
-        return model
-    more = tokens.read_tokens(data.more_tokens, "unlabelled")
-    return model.taught(train, rows, more, data.teachers_labels.index)
-
-
 def test_the_teacher_does_not_see_what_validation_holds_out(files):
     data = texts(files)
     train = tokens.read_tokens(data.tokens, "train")
@@ -185,96 +145,6 @@ def test_evidence_is_refused_for_an_rnn_without_outputs_to_compare(files, rnn, m
     data = texts(files, evidence=2.0)
     with pytest.raises(RunError, match=message):
         data.check_compatible(RNN(9, 4, **({"output_size": 1} | rnn)))
-
-
-@pytest.mark.parametrize("teacher", [None, "ngrams"])
-def test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, teacher):
-    plain = texts(files, teacher=None)
-    data = texts(files, teacher=teacher, distillation=0.25, temperature=0.5)
-    train = tokens.read_tokens(data.tokens, "train")
-    fitted, _ = tokens.grouped_split(train.keys, 0.1)
-    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
-    expected = np.empty((90, 2))
-    for part in range(5):
-        found = fitted_on(data, fitted[parts != part]).label(train)
-        expected[parts == part] = found[fitted[parts == part]]
-    sharp = expected**2 / (expected**2).sum(1, keepdims=True)
-    gold = plain.splits["train"][1]
-    labels = data.splits["train"][1]
-    more = texts(files, temperature=0.5).splits["train"][1][90:] if teacher else np.empty((0, 2))
-    assert np.array_equal(labels[90:], more)
-    np.testing.assert_allclose(labels[:90], 0.75 * np.eye(2)[gold] + 0.25 * sharp, atol=1e-6)
-    accuracy = (expected.argmax(1) == gold).mean()
-    assert data.facts()["distillation"] == {"name": "ngrams", "accuracy": accuracy}
-    for split in ("validation", "test"):
-        assert np.array_equal(data.splits[split][1], plain.splits[split][1])
-
-
-def test_parts_have_whole_groups_and_about_as_many_documents():
-    keys = np.random.default_rng(0).integers(40, size=1000).astype(np.uint64)
-    parts = tokens.parts_of_groups(keys, 5)
-    assert all(len(np.unique(parts[keys == key])) == 1 for key in np.unique(keys))
-    assert np.abs(np.bincount(parts, minlength=5) - 200).max() <= np.bincount(keys.astype(int)).max()
-    assert tokens.parts_of_groups(np.array([7, 7], np.uint64), 5).tolist() == [0, 0]
-
-
-def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
-    data = texts(files, distillation=0.5, pieces=4, temperature=0.5, teacher_weight=0.25)
-    whole = texts(files, distillation=0.5, temperature=0.5, teacher_weight=0.25)
-    sequences, labels = data.splits["train"]
-    assert np.array_equal(labels[:120], whole.splits["train"][1])
-    assert np.array_equal(sequences.lengths[:120], whole.splits["train"][0].lengths)
-    train = tokens.read_tokens(data.tokens, "train")
-    fitted, _ = tokens.grouped_split(train.keys, 0.1)
-    parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
-    models, number = [fitted_on(data, fitted[parts != part]) for part in range(5)], 120
-    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
-    for i, teacher in enumerate(teachers):
-        text = whole.splits["train"][0][i]
-        n = round(len(text) / 4)
-        pieces = [sequences[j] for j in range(number, number + n)] if n > 1 else []
-        if pieces:
-            assert np.concatenate(pieces).tolist() == text.tolist()
-        for piece in pieces:
-            p = teacher.probabilities(piece, np.array([0, len(piece)]))[0] ** 2
-            np.testing.assert_allclose(labels[number], 0.25 * p / p.sum(), atol=1e-6)
-            number += 1
-    assert number == len(labels) > 120
-    assert data.facts()["teacher"] == whole.facts()["teacher"]
-    assert data.facts()["distillation"]["pieces"] == number - 120
-    for split in ("validation", "test"):
-        assert np.array_equal(data.splits[split][0].lengths, whole.splits[split][0].lengths)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("_teacher(train, rows[parts != part], ", "_teacher(train, rows, "),
-        ("of_pieces[unseen] = teacher.label(pieces)[unseen]", "of_pieces[:] = teacher.label(pieces)"),
-        ("np.isin(document, texts) & (", "np.isin(document, texts) | ("),
-        ("(1 - weight) * gold + weight * softened", "weight * gold + (1 - weight) * softened"),
-    ],
-)
-def test_seeded_faults_of_cross_fitting_are_found(files, monkeypatch, right, wrong):
-    twin = mutant(teaching, right, wrong)
-    for name in ("cross_fitted", "labelled_pieces", "mixed"):
-        monkeypatch.setattr(teaching, name, getattr(twin, name))
-
-    def check():
-        test_labelled_texts_get_labels_of_teachers_that_have_not_seen_their_group(files, None)
-        test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files)
-
-    with pytest.raises((AssertionError, RuntimeWarning)):  # labels that nothing has written may be zeros
-        check()
-
-
-def test_pieces_of_a_document_are_nearly_equal_in_length():
-    offsets = np.array([0, 1, 1, 10, 31])
-    documents = tokens.Tokens(np.arange(31), offsets, np.arange(4), np.arange(4).astype(np.uint64))
-    pieces, document = tokens.cut(documents, 6)
-    assert document.tolist() == [0, 1, 2, 2, 3, 3, 3, 3]
-    assert pieces.offsets.tolist() == [0, 1, 1, 5, 10, 15, 20, 25, 31]
-    assert pieces.labels.tolist() == pieces.keys.tolist() == document.tolist()
 
 
 def test_each_stage_is_made_once(files, monkeypatch):
@@ -441,15 +311,6 @@ def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, mes
         (files / name).write_text(contents)
     with pytest.raises(RunError, match=message):
         texts(files, teacher=str(files / name))
-
-
-@pytest.mark.bad_input
-def test_labelled_texts_that_are_too_few_for_cross_fitting_are_refused(tmp_path):
-    write_table(tmp_path / "train.csv", [("a b c", "bad"), ("a b d", "good"), ("a b e", "bad")])
-    write_table(tmp_path / "test.csv", [("a b c", "bad"), ("a b d", "good")])
-    given = (str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
-    with pytest.raises(RunError, match="1 of 2 have none beside validation, or in other groups: lower valid"):
-        TextFiles(*given, cache=str(tmp_path / "cache"), validation=0.3, distillation=0.5).setup()
 
 
 @pytest.mark.bad_input

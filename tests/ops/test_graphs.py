@@ -1,4 +1,4 @@
-"""Which thread, streams and memory pool a captured CUDA graph uses, with stand-ins for torch.cuda."""
+"""Which thread, streams and memory pool a captured CUDA graph uses, with stand-ins and on a GPU."""
 
 import contextlib
 import itertools
@@ -124,3 +124,19 @@ def test_an_error_in_a_capture_reaches_the_caller(captures):
     with pytest.raises(ZeroDivisionError):
         graphs._replayed(lambda x: 1 / 0, (torch.zeros(3),), {}, Stream())
     assert not graphs._GRAPHS
+
+
+@pytest.mark.cuda
+def test_a_graph_is_captured_once_for_each_shape_and_replayed_on_new_values():
+    calls = []
+
+    def function(a, b, *, scale):
+        calls.append(1)
+        return (scale * a + b,)
+
+    for shape in ((3, 4), (2, 4)):
+        for _ in range(3):
+            a, b = torch.randn(*shape, device="cuda"), torch.randn(4, device="cuda")
+            (got,) = graphs.in_a_graph(function, a, b, scale=2)
+            torch.testing.assert_close(got, 2 * a + b)
+    assert len(calls) == 4  # one warm-up and one capture for each of two shapes

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torch_rnn import RNN
 from torch_rnn.ops import recurrence, which
-from torch_rnn.ops.graphs import in_a_graph
 from torch_rnn.ops.proof import difference
 from torch_rnn.testing import assert_parity, twice_the_error
 
@@ -394,19 +393,3 @@ def test_training_works_after_evaluation(monkeypatch):
         rnn(x)
     rnn(x).sum().backward()
     assert rnn.Whh.grad.isfinite().all()
-
-
-@pytest.mark.cuda
-def test_a_graph_is_captured_once_for_each_shape_and_replayed_on_new_values():
-    calls = []
-
-    def function(a, b, *, scale):
-        calls.append(1)
-        return (scale * a + b,)
-
-    for shape in ((3, 4), (2, 4)):
-        for _ in range(3):
-            a, b = torch.randn(*shape, device="cuda"), torch.randn(4, device="cuda")
-            (got,) = in_a_graph(function, a, b, scale=2)
-            torch.testing.assert_close(got, 2 * a + b)
-    assert len(calls) == 4  # one warm-up and one capture for each of two shapes

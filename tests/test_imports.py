@@ -50,3 +50,18 @@ def test_import_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_import_changes_how_a_setting_is_read():
+    """1 batch must not become 1.0, all batches: typing keeps the order of the first Union of both types."""
+    code = (
+        "import inspect, pkgutil, typing, torch_rnn.data; "
+        "names = [module.name for module in pkgutil.iter_modules(torch_rnn.data.__path__)]; "
+        "light = ['download', 'formats', 'progress', 'tokenizing', 'imdb']; "
+        "assert set(light) < set(names); "
+        "[__import__('torch_rnn.data.' + name) for name in light + names]; "
+        "from lightning.pytorch import Trainer; "
+        "batches = inspect.signature(Trainer).parameters['limit_test_batches'].annotation; "
+        "assert typing.get_args(batches)[:2] == (int, float), batches"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

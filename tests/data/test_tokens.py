@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.progress
 import torch
 from file_trials import fork
 from test_formats import write_folder, write_lines, write_parquet, write_shards, write_table
@@ -103,7 +104,7 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
         source = documents(write[kind](tmp_path / f"files{kind}", rows))
     seen = []
 
-    class Watched(tokenizing.Progress):
+    class Watched(rich.progress.Progress):
         def update(self, task, **fields):
             super().update(task, **fields)
             seen.append((self.tasks[task].completed, self.tasks[task].total))
@@ -112,7 +113,7 @@ def test_the_progress_bar_counts_bytes_up_to_its_total(tmp_path, monkeypatch, ki
             super().advance(task, step)
             seen.append((self.tasks[task].completed, self.tasks[task].total))
 
-    monkeypatch.setattr(tokenizing, "Progress", Watched)
+    monkeypatch.setattr(rich.progress, "Progress", Watched)
     monkeypatch.setattr(tokenizing, "CHUNK_SIZE", 1500)
     tokenizing._write_chunks("train", source, tmp_path, tokenize)
     size = sum(len(text.encode()) for text, _ in rows)

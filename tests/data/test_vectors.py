@@ -89,7 +89,7 @@ def test_a_classifier_of_vectors_knows_ngrams_without_a_label(small):
 
 def test_a_later_text_is_placed_near_the_maximum(small):
     x, classes = two_classes(200)
-    share = np.linspace(0.2, 1, 40)
+    share = np.where(np.arange(40) % 2, 1, 0.02)
     classifier, _ = VectorClassifier.fit(x, share, classes)
     found = torch.from_numpy(classifier._placed(x[:5])).double()
     ngrams, drawn = (torch.from_numpy(part).double() for part in (classifier.ngrams, classifier.others))
@@ -128,6 +128,8 @@ def test_equal_arguments_give_equal_bits():
         assert part.shape == (n, vectors.SIZE)
         assert np.allclose(np.linalg.norm(part, axis=1), 1)
     assert all(np.array_equal(one, other) for one, other in zip(found, again, strict=True))
+    drawn = (0.7 * x.toarray().sum(0)) ** 0.75
+    np.testing.assert_allclose(found[2], drawn / drawn.sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("x", [csr_matrix((3, 5)), made()])

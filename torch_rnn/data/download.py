@@ -9,8 +9,7 @@ from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
+from torch_rnn.data.progress import progress_of_bytes
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
 
@@ -33,12 +32,11 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
 
 def _fetch(url: str, part: Path, size: int, sha256: str) -> None:
     digest, received = hashlib.sha256(), 0
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     chunks = _chunks(url)
     first = next(chunks, b"")  # before the folder is made: a failure leaves no empty folder
     part.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(*columns) as progress, open(part, "wb") as file:
-        task = progress.add_task(url, total=size)
+    with progress_of_bytes() as progress, open(part, "wb") as file:
+        task = progress.add_task("", total=size)
         for chunk in chain([first], chunks):
             received += len(chunk)
             if received > size:

@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rich.progress import Progress
-
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.documents import Document, DocumentList, Documents, reading
 from torch_rnn.data.download import download
+from torch_rnn.data.progress import progress_of_bytes
 from torch_rnn.data.teaching import Source
 from torch_rnn.errors import RunError
 from torch_rnn.files import file_sha256
@@ -242,7 +241,7 @@ def _read_archive(archive: Path, wanted: re.Pattern) -> Iterator[tuple[str, str]
     """Yields the same as `_read_folder`. Nothing is extracted, so no name in the archive is ever a path."""
     try:
         with (
-            Progress() as progress,
+            progress_of_bytes() as progress,
             progress.open(archive, "rb", description=f"reading {archive.name}") as raw,
             tarfile.open(fileobj=io.BufferedReader(raw), mode="r:*") as tar,
         ):

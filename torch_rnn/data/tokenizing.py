@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from torch_rnn.data.documents import START, Document, Documents, Position
+from torch_rnn.data.progress import progress_of_bytes
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.data.tokens import PROBABILITIES, UNLABELLED, group_key
 from torch_rnn.errors import RunError
@@ -117,9 +117,8 @@ def _write_chunks(
     split: str, source: Documents, work: Path, split_text: Callable[[str], list[str]]
 ) -> list[Path]:
     """Writes the chunks of a split that no earlier start has written; returns the files of all, in order."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress("tokenizing " + split, *columns) as progress, _workers(source.size) as submit:
-        bar, paths = progress.add_task("", total=source.size), []
+    with progress_of_bytes() as progress, _workers(source.size) as submit:
+        bar, paths = progress.add_task("tokenizing " + split, total=source.size), []
         pending: deque[tuple[Future, Position]] = deque()
 
         def finish_oldest() -> None:

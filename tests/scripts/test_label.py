@@ -120,23 +120,6 @@ def test_a_file_of_labels_trains_the_run_that_labels_itself(run, files, undistur
     assert json.loads((tmp_path / "run" / "results.json").read_text())["teacher"]["name"] == str(out)
 
 
-def test_vectors_label_as_in_a_training(run, files, tmp_path):
-    """But for two texts: one has a label of its own, the other is in the file twice."""
-    own, twice = rows(200, 1)[0][0], rows(60, 3)[0][0]
-    (tmp_path / "more.csv").write_text("\n".join(["text", own, *(text for text, _ in rows(60, 3)), twice]))
-    out, cache = tmp_path / "soft.jsonl", tmp_path / "cache"
-    given = ["--data", tmp_path / "more.csv", "--train", files / "train.csv", "--cache", cache, "--out", out]
-    assert run("label", "--teacher", "vectors", *given) == 0
-    texts, p = read(out)
-    data = TextFiles(str(files / "train.csv"), str(files / "test.csv"), cache=str(cache),
-                     teacher="vectors", unlabelled=str(tmp_path / "more.csv"))  # fmt: skip
-    data.setup()
-    np.testing.assert_allclose(p[1:61], data.splits["train"][1][180:240], atol=1e-6)
-    assert texts[0] == own
-    assert p[0].sum() == pytest.approx(1, abs=1e-5)
-    assert np.array_equal(p[61], p[1])
-
-
 def test_runs_and_a_mixture(run, files, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr("torch_rnn.training.teacher.BATCH", 7)
     common = ["--data", files / "more.jsonl", "--cache", files / "cache"]
@@ -241,17 +224,14 @@ def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_
         ({"--train": None}, "the teacher ngrams needs labelled texts; name them with --train"),
         (
             {"--teacher": "runs/missing"},
-            "it when it ends; a teacher is ngrams, vectors or the folder of a run on texts",
+            "a training run writes it when it ends; a teacher is ngrams, or the folder of a run on texts",
         ),
         ({"--out": "labels.csv"}, "labels.csv ends in .csv; it must be .jsonl or .parquet"),
         ({"--data": "missing.csv"}, "missing.csv does not exist"),
         ({"--text_column": "review"}, "and no review; name yours with --text_column, --label_column"),
         ({"--label_column": "stars"}, "and no stars; name yours with --text_column, --label_column"),
         ({"--validation": "1.5"}, "validation is 1.5; it must be between 0 and 1"),
-        (
-            {"--teacher": "a run"},
-            "--train is train.csv, and no teacher is fitted; add ngrams or vectors to --teacher",
-        ),
+        ({"--teacher": "a run"}, "--train is train.csv, and no teacher is fitted; add ngrams to --teacher"),
         (
             {"--teacher": ["ngrams", "other classes"]},
             "the teachers have different classes, bad, fair, good and",

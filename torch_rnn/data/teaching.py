@@ -70,27 +70,6 @@ class Labels(NamedTuple):
     """The number of texts that there were."""
 
 
-class Fitted(NamedTuple):
-    """A teacher that was fitted on training texts."""
-
-    ngrams: NGrams
-    vectors: VectorClassifier | None
-    """None for the teacher "ngrams"."""
-
-    @classmethod
-    def load(cls, folder: Path) -> "Fitted":
-        """Returns the teacher in a folder of `fitted`."""
-        path = folder / "vectors.npz"
-        return cls(NGrams.load(folder / "ngrams.npz"), VectorClassifier.load(path) if path.exists() else None)
-
-    def label(self, tokens: Tokens, rows: np.ndarray | None = None) -> np.ndarray:
-        """Returns the probabilities (n, C) of the documents with the numbers `rows` (None: of all)."""
-        if self.vectors is not None:
-            return self.ngrams.label_with_vectors(tokens, self.vectors, rows)
-        found = self.ngrams.label(tokens)
-        return found if rows is None else found[rows]
-
-
 class Pieces(NamedTuple):
     """Pieces of texts to train on and what a teacher says of them."""
 
@@ -218,7 +197,7 @@ def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: P
     def make(folder: Path, work: Path) -> None:
         pieces, document = cut(read_tokens(unlabelled, UNLABELLED), size)
         chosen = _parts_of_texts(document, index)
-        probabilities = Fitted.load(teacher).label(pieces)[chosen]
+        probabilities = _labels(teacher, pieces)[chosen]
         _save_pieces(folder, Pieces(pieces.offsets, chosen, probabilities.astype(np.float32)))
 
     return _load_pieces(cached(cache, "pieces", recipe, make))
@@ -342,33 +321,36 @@ def choose(
     return np.flatnonzero(~(same_film | same_text | same_label)), left_out
 
 
-def kept(teacher: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the numbers (n,) of the unlabelled texts that the teacher "vectors" learnt from, and their
-    probabilities (n, C); None for the teacher "ngrams"."""
-    if not (teacher / "texts.npy").exists():
-        return None
-    return np.load(teacher / "texts.npy"), np.load(teacher / f"{PROBABILITIES}.npy")
-
-
 def _labels_of_learnt(teacher: Path, more: Tokens, index: np.ndarray) -> np.ndarray:
     """Returns the probabilities (n, C) of the unlabelled texts; only those of the texts `index` are set.
 
     The teacher "vectors" has kept those of the texts that it has learnt from.
     """
-    if (found := kept(teacher)) is None:
-        return Fitted.load(teacher).label(more)
-    texts, known = found
-    probabilities = np.empty((len(more.labels), known.shape[1]), np.float32)
-    probabilities[texts] = known
+    if not (teacher / "texts.npy").exists():
+        return _labels(teacher, more)
+    texts, kept = (np.load(teacher / name) for name in ("texts.npy", f"{PROBABILITIES}.npy"))
+    probabilities = np.empty((len(more.labels), kept.shape[1]), np.float32)
+    probabilities[texts] = kept
     if len(others := np.setdiff1d(index, texts)):  # which did not fit into memory
-        probabilities[others] = Fitted.load(teacher).label(more, others)
+        probabilities[others] = _labels(teacher, more, others)
     return probabilities
+
+
+def _labels(teacher: Path, tokens: Tokens, rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns the teacher's probabilities (n, C) of the documents with the numbers `rows` (None: of all)."""
+    ngrams = NGrams.load(teacher / "ngrams.npz")
+    if (path := teacher / "vectors.npz").exists():
+        return ngrams.label_with_vectors(tokens, VectorClassifier.load(path), rows)
+    found = ngrams.label(tokens)
+    return found if rows is None else found[rows]
 
 
 def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None, name: str) -> float:
     """Returns the accuracy of `scores` on these training texts, or on all test texts where rows is None."""
     split = read_tokens(tokens, "test" if rows is None else "train")
     rows = np.arange(len(split.labels)) if rows is None else rows
-    model = Fitted.load(teacher)
-    p = (model if name == VECTORS else model._replace(vectors=None)).label(split, rows)
+    if name == VECTORS:
+        p = _labels(teacher, split, rows)
+    else:
+        p = NGrams.load(teacher / "ngrams.npz").label(split)[rows]
     return float((p.argmax(axis=1) == np.asarray(split.labels)[rows]).mean())

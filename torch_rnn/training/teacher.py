@@ -1,6 +1,6 @@
 """Teachers: classifiers of texts whose probabilities become the labels of unlabelled texts.
 
-A teacher has `classes` and `probabilities(texts)`. It is a `FittedTeacher`, a trained `TextClassifier`, or
+A teacher has `classes` and `probabilities(texts)`. It is an `NGramTeacher`, a trained `TextClassifier`, or
 the `Mixture` of several.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.documents import Document
-from torch_rnn.data.teaching import Fitted, Source, fitted, kept, words
+from torch_rnn.data.ngrams import NGrams
+from torch_rnn.data.teaching import Source, fitted, words
 from torch_rnn.data.text import Vocabulary, tokenize
-from torch_rnn.data.tokens import UNLABELLED, Tokens, read_tokens
 from torch_rnn.errors import RunError
 from torch_rnn.files import write_atomically
 from torch_rnn.training.text_classifier import TextClassifier
@@ -32,47 +32,29 @@ class Teacher(Protocol):
         """Returns the probability of each class for each text, (len(texts), len(classes))."""
 
 
-class FittedTeacher:
-    """A model that is fitted on labelled and unlabelled texts.
+class NGramTeacher:
+    """The `NGrams` that are fitted on labelled and unlabelled texts.
 
-    It is the teacher of a training with `data.teacher` ngrams or vectors: it is taken from the same cache,
-    what validation holds out is held out of it, too, and it gives a text the label that the training gives.
+    It is the teacher of a training with `data.teacher` ngrams: it is taken from the same cache, and what
+    validation holds out is held out of it, too.
 
     Args:
-        name: "ngrams" or "vectors".
         data: The labelled texts.
         unlabelled: The unlabelled texts.
     """
 
-    def __init__(self, name: str, data: Corpus, unlabelled: Source):
+    def __init__(self, data: Corpus, unlabelled: Source):
         data.prepare_tokens()
         self.classes = tuple(data.classes)
-        more = data.prepare_unlabelled(unlabelled)
-        folder = fitted(data.cache, data.tokens, data.validation, more, name)
-        self.model, self.vocabulary = Fitted.load(folder), Vocabulary(words(data.tokens))
-        self.kept_keys, self.kept = np.empty(0, np.uint64), np.empty((0, len(self.classes)))
-        if (found := kept(folder)) is not None:
-            numbers, p = found
-            keys = read_tokens(more.tokens, UNLABELLED).text_keys()[numbers]
-            self.kept_keys, first = np.unique(keys, return_index=True)
-            self.kept = p[first]
+        folder = fitted(data.cache, data.tokens, data.validation, data.prepare_unlabelled(unlabelled))
+        self.model = NGrams.load(folder / "ngrams.npz")
+        self.vocabulary = Vocabulary(words(data.tokens))
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the probability of each class for each text, (len(texts), len(classes))."""
-        tokens = self._tokens(texts)
-        keys = tokens.text_keys()
-        learnt = np.isin(keys, self.kept_keys)
-        others = np.flatnonzero(~learnt)
-        p = np.empty((len(texts), len(self.classes)))
-        p[learnt] = self.kept[np.searchsorted(self.kept_keys, keys[learnt])]
-        p[others] = self.model.label(tokens, others)
-        return p
-
-    def _tokens(self, texts: Sequence[str]) -> Tokens:
         rows = [self.vocabulary.encode(tokenize(text)) for text in texts]
-        ids = np.concatenate([np.empty(0, np.int32), *rows])
-        offsets = np.cumsum([0, *(len(row) for row in rows)])
-        return Tokens(ids, offsets, np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.uint64))
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        return self.model.probabilities(np.concatenate([np.empty(0, np.int32), *rows]), offsets)
 
 
 class Mixture:
@@ -106,7 +88,7 @@ def load_run(path: Path) -> TextClassifier:
     try:
         return TextClassifier.load(path)
     except (OSError, ValueError) as error:
-        raise RunError(f"{error}; a teacher is ngrams, vectors or the folder of a run on texts") from error
+        raise RunError(f"{error}; a teacher is ngrams, or the folder of a run on texts") from error
 
 
 def labelled(teacher: Teacher, documents: Iterable[Document]) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -12,7 +12,6 @@ from torch_rnn.data import teaching, tokens
 from torch_rnn.data.imdb import IMDB
 from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.textfiles import TextFiles
-from torch_rnn.data.vectors import VectorClassifier
 from torch_rnn.errors import RunError
 from torch_rnn.nn.module import RNN
 
@@ -44,52 +43,31 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
         assert teacher[split] == (p.argmax(1) == right).mean()
 
 
-def test_with_vectors_the_texts_have_the_labels_that_the_ngrams_learnt_from(files):
+def test_the_teacher_vectors_labels_texts_and_pieces_and_gives_the_evidence(files):
     data = texts(files, teacher="vectors", pieces=4, evidence=1.0)
-    facts, labels = data.facts(), data.splits["train"][1]
-    teacher = facts["teacher"]
-    assert (teacher["name"], teacher["labels"]) == ("vectors", 30)
-    train, test, more = (
-        tokens.read_tokens(folder, name)
-        for folder, name in (
-            (data.tokens, "train"), (data.tokens, "test"), (data.more_tokens, tokens.UNLABELLED)
-        )
-    )  # fmt: skip
-    rows, held_out = tokens.grouped_split(train.keys, data.validation)
-    first = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
-    model, classifier, texts_, p = first.taught_with_vectors(train, rows, more, data.teachers_labels.index)
-    assert np.array_equal(texts_, data.teachers_labels.index)
-    np.testing.assert_allclose(labels[90:120], p, atol=1e-6)
-    saved = NGrams.load(data.ngrams / "ngrams.npz")
-    np.testing.assert_allclose(saved.weights, model.weights, atol=1e-6)
-    of_pieces = model.label_with_vectors(tokens.cut(more, 4)[0], classifier)
-    found = data.pieces_labels[1]
-    np.testing.assert_allclose(found.probabilities, of_pieces[found.index], atol=1e-6)
-    for split, part, numbers in (("test", test, np.arange(20)), ("validation", train, held_out)):
-        of_both, right = model.label_with_vectors(part, classifier, numbers), part.labels[numbers]
-        assert teacher[split] == (of_both.argmax(1) == right).mean()
-        assert facts["evidence"][split] == (model.label(part)[numbers].argmax(1) == right).mean()
-
-
-def test_unlabelled_texts_beyond_memory_are_labelled_later(files, monkeypatch):
-    whole = texts(files, teacher="vectors")
+    facts = data.facts()
+    assert (facts["teacher"]["name"], facts["evidence"]["name"]) == ("vectors", "vectors")
     train, more = (
         tokens.read_tokens(folder, name)
-        for folder, name in ((whole.tokens, "train"), (whole.more_tokens, tokens.UNLABELLED))
+        for folder, name in ((data.tokens, "train"), (data.more_tokens, tokens.UNLABELLED))
     )
-    rows, _ = tokens.grouped_split(train.keys, whole.validation)
-    labelled = int(np.diff(train.offsets)[rows].sum())
-    monkeypatch.setattr("torch_rnn.data.ngrams.MAX_TOKENS", labelled + more.offsets[-1] // 2)
-    data = texts(files, teacher="vectors", cache=str(files / "other"))
-    index, learnt = data.teachers_labels.index, np.load(data.ngrams / "texts.npy")
-    assert 0 < len(learnt) < len(index) == 30
-    later = np.setdiff1d(index, learnt)
-    model = NGrams.load(data.ngrams / "ngrams.npz")
-    classifier = VectorClassifier.load(data.ngrams / "vectors.npz")
-    expected = np.empty((len(more.labels), 2))
-    expected[later] = model.label_with_vectors(more, classifier, later)
-    expected[learnt] = np.load(data.ngrams / "probabilities.npy")
-    np.testing.assert_allclose(data.splits["train"][1][90:], expected[index], atol=1e-6)
+    rows, _ = tokens.grouped_split(train.keys, data.validation)
+    first = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
+    model = first.taught_with_vectors(train, rows, more, data.teachers_labels.index)
+    saved = NGrams.load(data.ngrams / "ngrams.npz")
+    np.testing.assert_allclose(saved.weights, model.weights, atol=1e-6)
+    assert not np.allclose(model.weights, first.taught(train, rows, more, data.teachers_labels.index).weights)
+    found = data.splits["train"][1][90:120]
+    np.testing.assert_allclose(found, model.label(more)[data.teachers_labels.index], atol=1e-6)
+    pieces = data.pieces_labels[1]
+    of_pieces = model.label(tokens.cut(more, 4)[0])
+    np.testing.assert_allclose(pieces.probabilities, of_pieces[pieces.index], atol=1e-6)
+    for name in ("validation", "test"):
+        assert (
+            facts["teacher"][name]
+            == facts["evidence"][name]
+            == teaching.scores(data.ngrams, data.tokens)[name]
+        )
 
 
 def test_the_teacher_does_not_see_what_validation_holds_out(files):

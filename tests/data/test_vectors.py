@@ -1,13 +1,14 @@
-"""Vectors of texts: the gradient, which pairs a step has, and what a classifier of the vectors knows."""
+"""Vectors of texts and n-grams: the gradient, which pairs a step has, and the weights of the n-grams."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import logsigmoid, normalize
 
 from torch_rnn.data import vectors
-from torch_rnn.data.vectors import VectorClassifier, Vectors, _step, _steps, _trained
+from torch_rnn.data.vectors import Vectors, _step, _steps, _trained, ngram_weights
 
 
 def made(n=40, m=30, seed=0):
@@ -77,63 +78,40 @@ def small(monkeypatch):
     monkeypatch.setattr("torch_rnn.data.vectors.SIZE", 8)
 
 
-def test_a_classifier_of_vectors_knows_ngrams_without_a_label(small):
+def test_ngrams_that_no_labelled_text_has_have_weights(small):
     """They stand beside n-grams of labelled texts in texts without a label."""
     x, classes = two_classes()
-    classifier, p = VectorClassifier.fit(x, np.ones(40), classes[:100])
-    assert p.shape == (600, 2)
-    assert (p.argmax(1) == classes)[400:].mean() > 0.95  # which have no n-gram of a labelled text
-    later, right = two_classes(900)
-    assert (classifier.probabilities(later[600:]).argmax(1) == right[600:]).mean() > 0.95
+    weights = ngram_weights(x, np.ones(40), classes[:100, None])
+    assert weights.shape == (40, 1)
+    assert x[:100, 20:].nnz == 0
+    assert (weights[20:30] < 0).all()
+    assert (weights[30:] > 0).all()
 
 
-def test_a_later_text_is_placed_near_the_maximum(small):
-    x, classes = two_classes(200)
-    share = np.where(np.arange(40) % 2, 1, 0.02)
-    classifier, _ = VectorClassifier.fit(x, share, classes)
-    found = torch.from_numpy(classifier._placed(x[:5])).double()
-    ngrams, drawn = (torch.from_numpy(part).double() for part in (classifier.ngrams, classifier.others))
-    weights = torch.from_numpy(x[:5].toarray() * share)
-
-    def objective(t):
-        cosines = normalize(t, dim=1) @ ngrams.T
-        away = (drawn * logsigmoid(-6 * cosines)).sum(1) * weights.sum(1)
-        return (weights * logsigmoid(6 * cosines)).sum(1) + 5 * away
-
-    best = torch.randn(5, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    optimizer = torch.optim.Adam([best], lr=0.05)
-    for _ in range(300):
-        optimizer.zero_grad()
-        (-objective(best).sum()).backward()
-        optimizer.step()
-    assert (torch.cosine_similarity(found, best) > 0.9).all()
-    assert (objective(found) > objective(best) - 0.2).all()
-
-
-def test_a_later_text_is_independent_of_others_and_of_the_file(small, tmp_path):
+def test_the_weights_are_those_of_a_regression_on_mean_vectors(small):
+    """Of three classes, each against the others."""
     x, classes = two_classes()
-    classifier, _ = VectorClassifier.fit(x, np.ones(40), classes[:100] + 2 * (np.arange(100) % 5 == 0))
-    p = classifier.probabilities(x)
-    assert p.shape == (600, 4)
-    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
-    classifier.save(tmp_path / "vectors.npz")
-    saved = VectorClassifier.load(tmp_path / "vectors.npz")
-    np.testing.assert_allclose(saved.probabilities(x[7:9]), p[7:9], atol=1e-5)
+    share = np.random.default_rng(1).random(40)
+    gold = np.eye(3)[classes + (np.arange(600) % 3 == 0)]
+    weights = ngram_weights(x, share, gold[:300])
+    vectors = _trained(x, share)
+    dense = x.toarray() * share
+    means = dense @ vectors / dense.sum(1, keepdims=True)
+    for c in range(3):
+        logits = (
+            LogisticRegression(C=100, max_iter=1000).fit(means[:300], gold[:300, c]).decision_function(means)
+        )
+        np.testing.assert_allclose(x @ weights[:, c], logits * dense.sum(1), rtol=1e-3, atol=1e-3)
 
 
 def test_equal_arguments_give_equal_bits():
     x, share = made(), np.full(30, 0.7)
-    found, again = _trained(x, share), _trained(x, share)
-    for part, n in zip(found[:2], x.shape, strict=True):
-        assert part.shape == (n, vectors.SIZE)
-        assert np.allclose(np.linalg.norm(part, axis=1), 1)
-    assert all(np.array_equal(one, other) for one, other in zip(found, again, strict=True))
-    drawn = (0.7 * x.toarray().sum(0)) ** 0.75
-    np.testing.assert_allclose(found[2], drawn / drawn.sum(), rtol=1e-6)
+    found = _trained(x, share)
+    assert found.shape == (30, vectors.SIZE)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+    assert np.array_equal(found, _trained(x, share))
 
 
 @pytest.mark.parametrize("x", [csr_matrix((3, 5)), made()])
-def test_texts_without_a_trained_ngram_have_a_vector(x):
-    classifier, p = VectorClassifier.fit(x, np.zeros(x.shape[1]), np.array([0, 1]))
-    assert np.isfinite(p).all()
-    assert np.isfinite(classifier.probabilities(x)).all()
+def test_ngrams_that_are_not_trained_have_no_weight(x):
+    assert not ngram_weights(x, np.zeros(x.shape[1]), np.array([[0], [1]])).any()

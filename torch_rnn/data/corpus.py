@@ -45,8 +45,8 @@ class Corpus(SequenceData):
         word_dropout: The probability with which a training text loses each of its tokens in a step.
         unlabelled: The file or folder of the texts for the teacher "ngrams" or "vectors" to label, in the
             formats of `documents`.
-        teacher: "ngrams" for the `NGrams` that are fitted on the training texts; "vectors" for them and
-            a classifier of the texts' vectors (`NGrams.taught_with_vectors`), which takes minutes; a file
+        teacher: "ngrams" for the `NGrams` that are fitted on the training texts; "vectors" for those that
+            learn from the n-grams' vectors, too (`NGrams.taught_with_vectors`), which takes minutes; a file
             that scripts/label.py has written, with texts and their probabilities; or None.
         temperature: The teacher's probabilities p become p ** (1 / temperature), divided by their sum. They
             are less certain above 1; 0 leaves the most probable class alone.
@@ -146,8 +146,9 @@ class Corpus(SequenceData):
             )
             self.pieces_labels = [pieces] if self.pieces else []
         if to_learn_from is not None or self.evidence:
-            name = teaching.NGRAMS if to_learn_from is None else self.teacher
-            self.ngrams = teaching.fitted(self.cache, self.tokens, self.validation, to_learn_from, name)
+            self.ngrams = teaching.fitted(
+                self.cache, self.tokens, self.validation, to_learn_from, self._fitted_name()
+            )
         if more is not None:
             teacher = None if to_learn_from is None else self.ngrams
             labels = teaching.labelled(self.cache, self.tokens, self.validation, more, teacher)
@@ -222,7 +223,7 @@ class Corpus(SequenceData):
             return facts | self._distillation() | self._evidence_facts()
         scores = {"validation": None, "test": None}
         if self.teacher in teaching.FITTED:
-            scores = teaching.scores(self.ngrams, self.tokens, self.teacher)
+            scores = teaching.scores(self.ngrams, self.tokens)
         labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
         return (
             {
@@ -239,7 +240,11 @@ class Corpus(SequenceData):
         """Returns the accuracy of the teacher of the evidence, where there is any."""
         if not self.evidence:
             return {}
-        return {"evidence": {"name": teaching.NGRAMS, **teaching.scores(self.ngrams, self.tokens)}}
+        return {"evidence": {"name": self._fitted_name(), **teaching.scores(self.ngrams, self.tokens)}}
+
+    def _fitted_name(self) -> str:
+        """Returns the name of the fitted teacher, which gives the evidence, too."""
+        return self.teacher if self.teacher in teaching.FITTED else teaching.NGRAMS
 
     def _distillation(self) -> dict[str, Any]:
         """Returns the accuracy of the teachers of the labelled training texts, where there are any."""

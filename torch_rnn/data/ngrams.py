@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torch_rnn.data.tokens import Tokens
-from torch_rnn.data.vectors import VectorClassifier, softmax
+from torch_rnn.data.vectors import ngram_weights
 from torch_rnn.errors import RunError
 
 if TYPE_CHECKING:
@@ -88,40 +88,27 @@ class NGrams:
 
     def taught_with_vectors(
         self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
-    ) -> tuple["NGrams", VectorClassifier, np.ndarray, np.ndarray]:
-        """Returns a model fitted on the documents `rows` and on unlabelled ones, and who labelled these how.
+    ) -> "NGrams":
+        """Returns a model as from `taught`, but half of its weights are those of `ngram_weights`.
 
-        The labels come from this model and from a classifier of the vectors of all these texts, which errs
-        elsewhere (`combined`).
+        These are of vectors that are trained on all of the texts. The other half is fitted on labels of the
+        unlabelled texts that such a model has given them.
 
         Args:
             more, index: As in `taught`.
-
-        Returns:
-            The model, the classifier, the numbers (n,) of the unlabelled texts that fitted into memory, and
-            their probabilities (n, C).
         """
-        known, unknown, labels, index = self._known_and_unknown(tokens, rows, more, index)
-        both, of_ngrams = _stacked(known, unknown), self._probabilities(unknown)
-        gold = np.eye(of_ngrams.shape[1])[labels]
-        ratios = np.abs([_ratios(known, p) for p in gold.T]).max(axis=0)
-        classifier, of_vectors = VectorClassifier.fit(both, np.minimum(ratios, 1), labels)
-        p = combined(of_ngrams, of_vectors[len(labels) :])
-        return self._fitted(both, np.concatenate([gold, p])), classifier, index, p
+        known, unknown, labels, _ = self._known_and_unknown(tokens, rows, more, index)
+        both, gold = _stacked(known, unknown), np.eye(max(self.weights.shape[1], 2))[labels]
+        ratios = np.abs([_ratios(known, p) for p in _columns(gold)]).max(axis=0)
+        weights = ngram_weights(both, np.minimum(ratios, 1), _columns(gold).T)
+        p = self._halved(weights, both)._probabilities(unknown)
+        return self._fitted(both, np.concatenate([gold, p]))._halved(weights, both)
 
-    def label_with_vectors(
-        self, tokens: Tokens, classifier: VectorClassifier, rows: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Returns the probabilities (n, C) of the documents `rows` (None: of all) by both models together."""
-        wanted = np.ones(len(tokens.labels), bool)
-        if rows is not None:
-            wanted[:] = False
-            wanted[rows] = True
-        of_vectors = [
-            classifier.probabilities(self._matrix(ids, offsets)[wanted[first : first + len(offsets) - 1]])
-            for first, ids, offsets in tokens.pieces()
-        ]
-        return combined(self.label(tokens)[wanted], np.concatenate(of_vectors))
+    def _halved(self, weights: np.ndarray, x: "csr_matrix") -> "NGrams":
+        """Returns the model whose logits are the mean of this one's and of the sums of other weights (m, R),
+        which are scaled to the spread of this one's logits on the documents (n, m)."""
+        scale = (x @ self.weights).std(axis=0) / np.maximum((x @ weights).std(axis=0), 1e-12)
+        return NGrams(self.n_words, self.keys, (self.weights + scale * weights) / 2, self.bias / 2)
 
     def _known_and_unknown(
         self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
@@ -138,8 +125,7 @@ class NGrams:
 
     def _fitted(self, x: "csr_matrix", labels: np.ndarray) -> "NGrams":
         """Returns the model with these n-grams, fitted on documents (n, m) and distributions (n, C)."""
-        columns = labels.T[1:] if labels.shape[1] == 2 else labels.T
-        weights, bias = zip(*(_regression(x, p) for p in columns), strict=True)
+        weights, bias = zip(*(_regression(x, p) for p in _columns(labels)), strict=True)
         return NGrams(self.n_words, self.keys, np.stack(weights, axis=1), np.array(bias))
 
     def probabilities(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -308,17 +294,9 @@ def _stacked(first: "csr_matrix", second: "csr_matrix") -> "csr_matrix":
     return vstack([first, second]).tocsr()
 
 
-def combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns the geometric means of probabilities (n, C), divided by their sums.
-
-    The logits of the second are scaled to the spread of the first: the vectors of all texts have one length,
-    so that a classifier of them is too certain of short ones.
-    """
-    if len(first) == 0:
-        return first
-    logits = [np.log(np.clip(p, 1e-12, 1)) for p in (first, second)]
-    first, second = (part - part.mean(axis=1, keepdims=True) for part in logits)
-    return softmax((first + second * (first.std() / max(second.std(), 1e-12))) / 2)
+def _columns(labels: np.ndarray) -> np.ndarray:
+    """Returns of distributions (n, C) the rows (R, n) to which a regression each is fitted."""
+    return labels.T[1:] if labels.shape[1] == 2 else labels.T
 
 
 def _ratios(x: "csr_matrix", p: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from torch_rnn.data.tokens import (
     parts_of_groups,
     read_tokens,
 )
-from torch_rnn.data.vectors import RECIPE, VectorClassifier
+from torch_rnn.data.vectors import RECIPE
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -97,9 +97,8 @@ def fitted(
 ) -> Path:
     """Returns the folder with the teacher, which is fitted on the training texts that are not held out.
 
-    With unlabelled texts it learns from its own labels of them, too (`NGrams.taught`). As the teacher
-    "vectors" it learns from labels to which vectors contribute (`NGrams.taught_with_vectors`), and which are
-    kept beside it.
+    With unlabelled texts it learns from its own labels of them, too (`NGrams.taught`); as the teacher
+    "vectors" also from their vectors (`NGrams.taught_with_vectors`).
     """
     recipe = _recipe(tokens, validation, more)
     if name == VECTORS:
@@ -109,18 +108,9 @@ def fitted(
         log.info("the teacher %s is fitted on the training texts", name)
         train, chosen = read_tokens(tokens, "train"), _chosen(tokens, validation, more)
         rows, held_out = grouped_split(train.keys, validation)
-        if name == VECTORS:
-            first = _teacher(train, rows, tokens, None)
-            teacher, classifier, texts, probabilities = first.taught_with_vectors(train, rows, *chosen)
-            classifier.save(folder / "vectors.npz")
-            np.save(folder / "texts.npy", texts)
-            np.save(folder / f"{PROBABILITIES}.npy", probabilities.astype(np.float32))
-        else:
-            teacher = _teacher(train, rows, tokens, chosen)
+        teacher = _teacher(train, rows, tokens, chosen, name)
         teacher.save(folder / "ngrams.npz")
-        found = {"validation": _accuracy(folder, tokens, held_out, NGRAMS)}
-        if name == VECTORS:
-            found[VECTORS] = _accuracy(folder, tokens, held_out, VECTORS)
+        found = {"validation": _accuracy(folder, tokens, held_out)}
         (folder / "scores.json").write_text(json.dumps(found))
 
     return cached(cache, name, recipe, make)
@@ -182,11 +172,18 @@ def _chosen(tokens: Path, validation: float, more: Unlabelled | None) -> tuple[T
 
 
 def _teacher(
-    train: Tokens, rows: np.ndarray, tokens: Path, unlabelled: tuple[Tokens, np.ndarray] | None
+    train: Tokens,
+    rows: np.ndarray,
+    tokens: Path,
+    unlabelled: tuple[Tokens, np.ndarray] | None,
+    name: str = NGRAMS,
 ) -> NGrams:
     """Returns the teacher that is fitted on these rows of the training texts, and on unlabelled texts."""
     teacher = NGrams.fit(train, rows, len(words(tokens)), len(classes(tokens)))
-    return teacher if unlabelled is None else teacher.taught(train, rows, *unlabelled)
+    if unlabelled is None:
+        return teacher
+    taught = teacher.taught_with_vectors if name == VECTORS else teacher.taught
+    return taught(train, rows, *unlabelled)
 
 
 def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: Path, size: int) -> Pieces:
@@ -197,7 +194,7 @@ def labelled_pieces(cache: Path, unlabelled: Path, index: np.ndarray, teacher: P
     def make(folder: Path, work: Path) -> None:
         pieces, document = cut(read_tokens(unlabelled, UNLABELLED), size)
         chosen = _parts_of_texts(document, index)
-        probabilities = _labels(teacher, pieces)[chosen]
+        probabilities = _label(teacher, pieces)[chosen]
         _save_pieces(folder, Pieces(pieces.offsets, chosen, probabilities.astype(np.float32)))
 
     return _load_pieces(cached(cache, "pieces", recipe, make))
@@ -220,7 +217,7 @@ def labelled(
         if teacher is None:
             probabilities = np.load(unlabelled.tokens / f"{UNLABELLED}_{PROBABILITIES}.npy", mmap_mode="r")
         else:
-            probabilities = _labels_of_learnt(teacher, more, index)
+            probabilities = _label(teacher, more)
         np.save(folder / "index.npy", index)
         np.save(folder / f"{PROBABILITIES}.npy", probabilities[index].astype(np.float32))
         about = {"left_out": left_out, "texts": len(more.labels)}
@@ -232,11 +229,10 @@ def labelled(
     return Labels(*arrays, **json.loads((folder / "about.json").read_text()))
 
 
-def scores(teacher: Path, tokens: Path, name: str = NGRAMS) -> dict[str, float]:
-    """Returns the accuracy on validation and test of the teacher in the folder, or of its n-grams alone."""
+def scores(teacher: Path, tokens: Path) -> dict[str, float]:
+    """Returns the accuracy on validation and test of the teacher in the folder."""
     known = json.loads((teacher / "scores.json").read_text())
-    validation = known[VECTORS if name == VECTORS else "validation"]
-    return {"validation": validation, "test": _accuracy(teacher, tokens, None, name)}
+    return {**known, "test": _accuracy(teacher, tokens, None)}
 
 
 def targets(
@@ -321,36 +317,14 @@ def choose(
     return np.flatnonzero(~(same_film | same_text | same_label)), left_out
 
 
-def _labels_of_learnt(teacher: Path, more: Tokens, index: np.ndarray) -> np.ndarray:
-    """Returns the probabilities (n, C) of the unlabelled texts; only those of the texts `index` are set.
-
-    The teacher "vectors" has kept those of the texts that it has learnt from.
-    """
-    if not (teacher / "texts.npy").exists():
-        return _labels(teacher, more)
-    texts, kept = (np.load(teacher / name) for name in ("texts.npy", f"{PROBABILITIES}.npy"))
-    probabilities = np.empty((len(more.labels), kept.shape[1]), np.float32)
-    probabilities[texts] = kept
-    if len(others := np.setdiff1d(index, texts)):  # which did not fit into memory
-        probabilities[others] = _labels(teacher, more, others)
-    return probabilities
+def _label(teacher: Path, tokens: Tokens) -> np.ndarray:
+    """Returns the teacher's probabilities (n, C) of all documents."""
+    return NGrams.load(teacher / "ngrams.npz").label(tokens)
 
 
-def _labels(teacher: Path, tokens: Tokens, rows: np.ndarray | None = None) -> np.ndarray:
-    """Returns the teacher's probabilities (n, C) of the documents with the numbers `rows` (None: of all)."""
-    ngrams = NGrams.load(teacher / "ngrams.npz")
-    if (path := teacher / "vectors.npz").exists():
-        return ngrams.label_with_vectors(tokens, VectorClassifier.load(path), rows)
-    found = ngrams.label(tokens)
-    return found if rows is None else found[rows]
-
-
-def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None, name: str) -> float:
+def _accuracy(teacher: Path, tokens: Path, rows: np.ndarray | None) -> float:
     """Returns the accuracy of `scores` on these training texts, or on all test texts where rows is None."""
     split = read_tokens(tokens, "test" if rows is None else "train")
-    rows = np.arange(len(split.labels)) if rows is None else rows
-    if name == VECTORS:
-        p = _labels(teacher, split, rows)
-    else:
-        p = NGrams.load(teacher / "ngrams.npz").label(split)[rows]
-    return float((p.argmax(axis=1) == np.asarray(split.labels)[rows]).mean())
+    rows = slice(None) if rows is None else rows
+    hits = _label(teacher, split).argmax(axis=1) == np.asarray(split.labels)
+    return float(hits[rows].mean())

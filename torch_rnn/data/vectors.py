@@ -1,4 +1,4 @@
-"""VectorClassifier: logistic regression on a vector of each text, which tells its n-grams from others.
+"""The weights of n-grams by their vectors, which are trained to tell the n-grams of a text from others.
 
 A text and an n-gram have a vector of length 1 each, with the cosine c. For a text with n n-grams, training
 raises
@@ -7,12 +7,12 @@ raises
 
 after Thongtan and Phienthrakul (2019, "Sentiment Classification Using Document Embeddings Trained with Cosine
 Similarity"). n-grams that say little of the classes are mostly left out, after Zhang and Arefyev (2022, "The
-Document Vectors Using Cosine Similarity Revisited"). Texts without labels have vectors, too, so that the
-classifier learns of n-grams that no labelled text has.
+Document Vectors Using Cosine Similarity Revisited"). Texts without labels have vectors, too: an n-gram that
+few labelled texts have stands beside others that have a similar meaning, and shares their weight. Only the
+vectors of the n-grams are used in the end.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,14 +36,10 @@ TEXTS = 128
 """The number of texts in a step."""
 RATE = 0.7
 """The length of a first step, in radians; the rate goes down to zero."""
-PLACES = 10
-"""The number of steps of a text that comes later."""
-DRAWN = 512
-"""The number of others that these meet."""
-PLACED = 64
-"""The number of these in memory at a time."""
-RECIPE = (SIZE, SHARPNESS, NEGATIVES, EPOCHS, STEPS, TEXTS, RATE, PLACES, DRAWN)
-"""What the vectors depend on beside the texts."""
+C = 100
+"""The inverse of the L2 penalty of a regression."""
+RECIPE = (SIZE, SHARPNESS, NEGATIVES, EPOCHS, STEPS, TEXTS, RATE, C)
+"""What the weights depend on beside the texts."""
 
 
 class Pairs(NamedTuple):
@@ -73,89 +69,32 @@ class Vectors:
         self.values[index] = normalize(before + scale[:, None] * gradient, dim=1)
 
 
-class VectorClassifier:
-    """Logistic regression on the vectors of texts.
+def ngram_weights(x: "csr_matrix", share: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the weights (m, R) of n-grams in R logistic regressions, each on the mean vector of a text.
+
+    The mean is over the n-grams of the text, weighted by their `share`. Where w · mean + b is the logit, an
+    n-gram with the vector g has the weight share (w · g + b), so that the sum of the weights of a text's
+    n-grams is the logit times the sum of their shares: it has the same sign, and grows with the text.
+
+    Equal arguments and threads give equal bits.
 
     Args:
-        ngrams: (m, SIZE) the vectors of the n-grams.
+        x: (n, m) which n-grams a text has.
         share: (m,) in 0..1, the part of its occurrences with which an n-gram is trained on.
-        others: (m,) the probabilities with which n-grams are drawn as the others of a text.
-        weights: (SIZE, R), where R is 1 for two classes, else their number.
-        bias: (R,)
+        labels: (k, R) zeros and ones for the first k texts; the others have none.
     """
+    from sklearn.linear_model import LogisticRegression
 
-    def __init__(
-        self, ngrams: np.ndarray, share: np.ndarray, others: np.ndarray, weights: np.ndarray, bias: np.ndarray
-    ):
-        self.ngrams, self.share, self.others, self.weights, self.bias = ngrams, share, others, weights, bias
-
-    @classmethod
-    def fit(
-        cls, x: "csr_matrix", share: np.ndarray, labels: np.ndarray
-    ) -> tuple["VectorClassifier", np.ndarray]:
-        """Returns the classifier and its probabilities (n, C) of the texts that it was fitted on.
-
-        Equal arguments and threads give equal bits.
-
-        Args:
-            x: (n, m) which n-grams a text has.
-            share: (m,)
-            labels: of the first texts; the others have none.
-        """
-        from sklearn.linear_model import LogisticRegression
-
-        vectors, ngrams, others = _trained(x, share)
-        regression = LogisticRegression(C=10, max_iter=1000).fit(vectors[: len(labels)], labels)
-        found = cls(ngrams, share, others, regression.coef_.T, regression.intercept_)
-        return found, found._of_vectors(vectors)
-
-    def probabilities(self, x: "csr_matrix") -> np.ndarray:
-        """Returns the probabilities (n, C) of other texts; each is independent of the rest."""
-        return self._of_vectors(self._placed(x))
-
-    def _of_vectors(self, vectors: np.ndarray) -> np.ndarray:
-        logits = vectors @ self.weights + self.bias
-        return softmax(np.concatenate([-logits / 2, logits / 2], axis=1) if logits.shape[1] == 1 else logits)
-
-    def _placed(self, x: "csr_matrix") -> np.ndarray:
-        """Returns the vectors (n, SIZE) of texts that are trained while those of the n-grams stay."""
-        ngrams = torch.from_numpy(self.ngrams)
-        drawn = np.random.default_rng(0).choice(len(self.others), DRAWN, p=self.others)
-        drawn = ngrams[torch.from_numpy(drawn)]
-        found = np.empty((x.shape[0], SIZE), np.float32)
-        for start in range(0, x.shape[0], PLACED):
-            part = x[start : start + PLACED].tocsc()
-            known = np.flatnonzero(np.diff(part.indptr))
-            own = ngrams[torch.from_numpy(known)]
-            weights = torch.from_numpy((part[:, known].toarray() * self.share[known]).astype(np.float32))
-            sizes = weights.sum(dim=1, keepdim=True)
-            texts = Vectors(normalize(weights @ own - sizes * drawn.mean(dim=0), dim=1))
-            for step in range(PLACES):
-                t = texts.values
-                gradient = (weights * torch.sigmoid(-SHARPNESS * (t @ own.T))) @ own
-                gradient -= NEGATIVES / DRAWN * sizes * (torch.sigmoid(SHARPNESS * (t @ drawn.T)) @ drawn)
-                texts.move(torch.arange(len(t)), t, gradient, RATE * (1 - step / PLACES))
-            found[start : start + PLACED] = texts.values.numpy()
-        return found
-
-    def save(self, path: Path) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, **vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "VectorClassifier":
-        with np.load(path) as arrays:
-            return cls(**arrays)
+    vectors = _trained(x, share)
+    known = x[: len(labels)]
+    sizes = np.maximum(known @ share, 1e-6)
+    means = (known @ (share[:, None] * vectors)) / sizes[:, None]
+    found = [LogisticRegression(C=C, max_iter=1000).fit(means, column) for column in labels.T]
+    return share[:, None] * np.stack([vectors @ r.coef_[0] + r.intercept_[0] for r in found], axis=1)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities (n, C) of logits (n, C)."""
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
-
-
-def _trained(x: "csr_matrix", share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the vectors of the texts (n, SIZE) and of the n-grams (m, SIZE), and `others` (m,)."""
+def _trained(x: "csr_matrix", share: np.ndarray) -> np.ndarray:
+    """Returns the vectors (m, SIZE) of the n-grams."""
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     texts, ngrams = (Vectors(normalize(torch.randn(n, SIZE, generator=generator), dim=1)) for n in x.shape)
     occurrences = np.bincount(x.indices, minlength=x.shape[1]) * share + 1e-9
@@ -164,7 +103,7 @@ def _trained(x: "csr_matrix", share: np.ndarray) -> tuple[np.ndarray, np.ndarray
     for epoch in range(EPOCHS):
         for done, pairs in _steps(x, share, rng):
             _step(texts, ngrams, pairs, *parts, RATE * (1 - (epoch + done) / EPOCHS))
-    return texts.values.numpy(), ngrams.values.numpy(), others
+    return ngrams.values.numpy()
 
 
 def _step(texts: Vectors, ngrams: Vectors, pairs: Pairs, often: Tensor, others: Tensor, rate: float) -> None:

@@ -1,8 +1,8 @@
 """Label texts with the probabilities of a teacher, for a training with --data.teacher FILE.
 
-A teacher is "ngrams", which is fitted on the texts of --train and on those of --data, or the folder of a
-trained run. Several teachers give the mean of their probabilities. --data and --train take the files and
-folders of train_text.py, and IMDB's archive or folder.
+A teacher is "ngrams" or "vectors", which are fitted on the texts of --train and on those of --data, or the
+folder of a trained run. Several teachers give the mean of their probabilities. --data and --train take the
+files and folders of train_text.py, and IMDB's archive or folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ with ends_quietly():
     from torch_rnn.data.documents import Document, Documents
     from torch_rnn.data.formats import documents
     from torch_rnn.data.imdb import is_imdb, read_unlabelled, unlabelled_in, unlabelled_reviews
-    from torch_rnn.data.teaching import NGRAMS, Source
+    from torch_rnn.data.teaching import FITTED, Source
     from torch_rnn.errors import RunError
     from torch_rnn.training.teacher import Mixture, NGramTeacher, labelled, load_run, write_labels
 
@@ -37,10 +37,10 @@ class TrainTexts(TextFiles):
         return [self.train], {"train": source.fingerprint()}, lambda: {"train": source}
 
 
-def labelled_texts(chosen: argparse.Namespace) -> Corpus:
-    """Returns the labelled texts that the n-gram teacher is fitted on."""
+def labelled_texts(name: str, chosen: argparse.Namespace) -> Corpus:
+    """Returns the labelled texts that the teacher of this name is fitted on."""
     if chosen.train is None:
-        raise RunError("the teacher ngrams needs labelled texts; name them with --train")
+        raise RunError(f"the teacher {name} needs labelled texts; name them with --train")
     settings = {"cache": chosen.cache, "validation": chosen.validation}
     if is_imdb(chosen.train):
         return IMDB(str(chosen.train), **settings)
@@ -56,7 +56,7 @@ def texts(chosen: argparse.Namespace) -> Documents:
 
 
 def unlabelled(chosen: argparse.Namespace, source: Documents) -> Source:
-    """Returns the texts to label as those that the n-gram teacher learns from."""
+    """Returns the texts to label as those that a teacher learns from."""
     if is_imdb(chosen.data):
         return unlabelled_reviews(unlabelled_in(chosen.data))._replace(open=lambda: source)
     return Source(chosen.data, source.fingerprint(), lambda: source, has_films=False)
@@ -76,10 +76,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--teacher", nargs="+", required=True, metavar="ngrams|RUN", help="one or more")
+    parser.add_argument(
+        "--teacher", nargs="+", required=True, metavar="ngrams|vectors|RUN", help="one or more"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="the texts to label")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .jsonl or .parquet file")
-    parser.add_argument("--train", type=Path, metavar="PATH", help="the labelled texts, for ngrams")
+    parser.add_argument(
+        "--train", type=Path, metavar="PATH", help="the labelled texts, for ngrams and vectors"
+    )
     parser.add_argument("--validation", type=float, default=0.1, help="the part of --train that is left out")
     parser.add_argument("--text_column", default="text")
     parser.add_argument("--label_column", default="label")
@@ -87,12 +91,14 @@ def main() -> int:
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if chosen.train is not None and NGRAMS not in chosen.teacher:
-            raise RunError(f"--train is {chosen.train}, and no teacher is fitted; add ngrams to --teacher")
+        if chosen.train is not None and not set(FITTED) & set(chosen.teacher):
+            raise RunError(
+                f"--train is {chosen.train}, and no teacher is fitted; add ngrams or vectors to --teacher"
+            )
         source = texts(chosen)
         teachers = [
-            NGramTeacher(labelled_texts(chosen), unlabelled(chosen, source))
-            if name == NGRAMS
+            NGramTeacher(name, labelled_texts(name, chosen), unlabelled(chosen, source))
+            if name in FITTED
             else load_run(Path(name))
             for name in chosen.teacher
         ]

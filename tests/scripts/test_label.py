@@ -101,6 +101,17 @@ def test_a_resumed_run_with_distillation_and_pieces_gives_the_same_bits(files, t
     assert 0.5 < results["distillation"]["accuracy"] < 1
 
 
+def test_vectors_label_as_in_a_training(run, files, tmp_path):
+    out, cache = tmp_path / "soft.jsonl", tmp_path / "cache"
+    given = ["--data", files / "more.jsonl", "--train", files / "train.csv", "--cache", cache, "--out", out]
+    assert run("label", "--teacher", "vectors", *given) == 0
+    data = TextFiles(str(files / "train.csv"), str(files / "test.csv"), cache=str(cache),
+                     teacher="vectors", unlabelled=str(files / "more.jsonl"))  # fmt: skip
+    data.setup()
+    np.testing.assert_allclose(read(out)[1], data.splits["train"][1][180:], atol=1e-6)
+    assert json.loads((data.ngrams / "scores.json").read_text())["validation"] > 0.5
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
 def test_a_file_of_labels_trains_the_run_that_labels_itself(run, files, undisturbed, tmp_path, kind):
     out, options = tmp_path / f"soft{kind}", ["--cache", tmp_path / "cache", "--train", files / "train.csv"]
@@ -224,14 +235,17 @@ def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_
         ({"--train": None}, "the teacher ngrams needs labelled texts; name them with --train"),
         (
             {"--teacher": "runs/missing"},
-            "a training run writes it when it ends; a teacher is ngrams, or the folder of a run on texts",
+            "it when it ends; a teacher is ngrams, vectors or the folder of a run on texts",
         ),
         ({"--out": "labels.csv"}, "labels.csv ends in .csv; it must be .jsonl or .parquet"),
         ({"--data": "missing.csv"}, "missing.csv does not exist"),
         ({"--text_column": "review"}, "and no review; name yours with --text_column, --label_column"),
         ({"--label_column": "stars"}, "and no stars; name yours with --text_column, --label_column"),
         ({"--validation": "1.5"}, "validation is 1.5; it must be between 0 and 1"),
-        ({"--teacher": "a run"}, "--train is train.csv, and no teacher is fitted; add ngrams to --teacher"),
+        (
+            {"--teacher": "a run"},
+            "--train is train.csv, and no teacher is fitted; add ngrams or vectors to --teacher",
+        ),
         (
             {"--teacher": ["ngrams", "other classes"]},
             "the teachers have different classes, bad, fair, good and",

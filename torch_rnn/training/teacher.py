@@ -35,18 +35,20 @@ class Teacher(Protocol):
 class NGramTeacher:
     """The `NGrams` that are fitted on labelled and unlabelled texts.
 
-    It is the teacher of a training with `data.teacher` ngrams: it is taken from the same cache, and what
-    validation holds out is held out of it, too.
+    It is the teacher of a training with `data.teacher` ngrams or vectors: it is taken from the same cache,
+    and what validation holds out is held out of it, too.
 
     Args:
+        name: "ngrams" or "vectors".
         data: The labelled texts.
         unlabelled: The unlabelled texts.
     """
 
-    def __init__(self, data: Corpus, unlabelled: Source):
+    def __init__(self, name: str, data: Corpus, unlabelled: Source):
         data.prepare_tokens()
         self.classes = tuple(data.classes)
-        folder = fitted(data.cache, data.tokens, data.validation, data.prepare_unlabelled(unlabelled))
+        more = data.prepare_unlabelled(unlabelled)
+        folder = fitted(data.cache, data.tokens, data.validation, more, name)
         self.model = NGrams.load(folder / "ngrams.npz")
         self.vocabulary = Vocabulary(words(data.tokens))
 
@@ -88,7 +90,7 @@ def load_run(path: Path) -> TextClassifier:
     try:
         return TextClassifier.load(path)
     except (OSError, ValueError) as error:
-        raise RunError(f"{error}; a teacher is ngrams, or the folder of a run on texts") from error
+        raise RunError(f"{error}; a teacher is ngrams, vectors or the folder of a run on texts") from error
 
 
 def labelled(teacher: Teacher, documents: Iterable[Document]) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -74,8 +74,9 @@ def member_logits(
     On the same rows their mean is rnn(x, lengths). They share by. What is outside of the blocks is not read.
 
     Args:
-        steps: if given, gets for each member the outputs Why h[t] at each step, (B, T, C) for each direction,
-            which has the steps in the order in which it reads them. With the readout "every" there are none.
+        steps: if given, gets for each member Why h[t] + by / directions at each step, (B, T, C) for each
+            direction, which has the steps in the order in which it reads them. With the readout "every" there
+            are none.
     """
     n = len(rows)
     size, directions = rnn.hidden_size // n, len(rnn.names[0])
@@ -94,10 +95,10 @@ def member_logits(
         real = None if lengths is None else lengths[own]
         h, _ = layered(x[own], weights[k], None, real, dropout=dropout, reduce=reduce, **settings)
         own_Why = n * Why[k]  # (C, directions, size)
+        by = torch.zeros_like(rnn.Why[:, 0]) if rnn.by is None else rnn.by
         if steps is not None:
-            steps.append([h @ own_Why[:, direction].t() for direction, h in enumerate(states)])
-        y = h @ own_Why.flatten(1).t()
-        logits.append(y if rnn.by is None else y + rnn.by)
+            steps.append([h @ own_Why[:, d].t() + by / directions for d, h in enumerate(states)])
+        logits.append(h @ own_Why.flatten(1).t() + by)
     return logits
 
 

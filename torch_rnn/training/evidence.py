@@ -13,12 +13,13 @@ def disagreement(outputs: Sequence[Tensor], evidence: Tensor, lengths: Tensor, r
     """Returns 1 - cos of the angle between the outputs of each row and the evidence of its teacher, (B,).
 
     A linear teacher's logit is the sum of what each step adds to it. So is that of an RNN with the readout
-    "mean", up to the number of steps: it is the mean of Why h[t]. With the readout "last", Why h[t] is the
-    logit after t steps, and is compared with the sum of the evidence up to there. The angle leaves the scale
-    to the RNN. A row without evidence has 1, and no gradient.
+    "mean", up to the number of steps: it is the mean of Why h[t] + by. With the readout "last", Why h[t] + by
+    is the logit after t steps, and is compared with the sum of the evidence up to there. The angle leaves the
+    scale to the RNN. A row without evidence has 1, and no gradient.
 
     Args:
-        outputs: Why h[t] (B, T, C) of each direction, with the steps in the order in which it reads them.
+        outputs: Why h[t] + by (B, T, C) of each direction, which has its part of by, with the steps in the
+            order in which it reads them.
         evidence: (B, T, 2, C) in the order of time: of what ends at a step, which the first direction knows
             there, and of what begins there, which the second one knows.
         lengths: (B,) the number of real steps of each row.

@@ -120,17 +120,17 @@ def test_values_of_each_members_gradient_are_clipped_as_if_it_were_alone():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("readout", ["last", "mean"])
-def test_logits_are_those_of_the_outputs_at_each_step(layers, bidirectional, readout):
+def test_logits_are_what_the_steps_add(layers, bidirectional, readout):
     whole = joined(members((3, 3), layers, bidirectional, readout))
     steps = []
     logits = member_logits(whole, rows_of_members(2), ids(), LENGTHS, steps)
-    for k, (found, outputs) in enumerate(zip(logits, steps, strict=True)):
-        assert len(outputs) == 1 + bidirectional
+    for k, (found, added) in enumerate(zip(logits, steps, strict=True)):
+        assert len(added) == 1 + bidirectional
         for b, length in enumerate(LENGTHS[k::2].tolist()):
             if length:
-                real = [output[b, :length] for output in outputs]
-                read = [y.mean(0) if readout == "mean" else y[-1] for y in real]
-                torch.testing.assert_close(found[b], sum(read), rtol=0, atol=1e-12)
+                real = sum(y[b, :length] for y in added)
+                read = real.mean(0) if readout == "mean" else whole.by + real.sum(0)
+                torch.testing.assert_close(found[b], read, rtol=0, atol=1e-12)
 
 
 def test_dropout_is_that_of_the_rnn():

@@ -178,8 +178,7 @@ def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, m
     outputs, rows = [], rows_of_members(members)
     member_logits(model.rnn, rows, x, lengths, outputs)
     apart = sum(
-        disagreement(own, said[part], lengths[part], "mean").sum()
-        for own, part in zip(outputs, rows, strict=True)
+        disagreement(own, said[part], lengths[part]).sum() for own, part in zip(outputs, rows, strict=True)
     )
     torch.testing.assert_close(apart_logged, apart.detach())
     torch.testing.assert_close(loss, without + 0.5 * apart / 8)
@@ -198,7 +197,7 @@ def test_the_mean_disagreement_of_an_epoch_is_logged(tmp_path):
     for x, lengths, _, *_, said in batches:
         outputs = []
         member_logits(model.rnn, rows_of_members(1), x, lengths, outputs)
-        apart += disagreement(outputs[0], said, lengths, "mean").sum().item()
+        apart += disagreement(outputs[0], said, lengths).sum().item()
     assert found.callback_metrics["train/disagreement"].item() == pytest.approx(apart / 11)
 
 

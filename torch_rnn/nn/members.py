@@ -74,9 +74,10 @@ def member_logits(
     On the same rows their mean is rnn(x, lengths). They share by. What is outside of the blocks is not read.
 
     Args:
-        steps: if given, gets for each member Why h[t] + by / directions at each step, (B, T, C) for each
-            direction, which has the steps in the order in which it reads them. With the readout "every" there
-            are none.
+        steps: if given, gets for each member what each step adds to the logits, (B, T, C) for each direction,
+            which has the steps in the order in which it reads them. With the readout "mean" it is
+            Why h[t] + by / directions, and the logits are the mean over the steps; with "last" it is
+            Why (h[t] - h[t-1]), and the logits are by and the sum. With the others it means nothing.
     """
     n = len(rows)
     size, directions = rnn.hidden_size // n, len(rnn.names[0])
@@ -97,9 +98,15 @@ def member_logits(
         own_Why = n * Why[k]  # (C, directions, size)
         by = torch.zeros_like(rnn.Why[:, 0]) if rnn.by is None else rnn.by
         if steps is not None:
-            steps.append([h @ own_Why[:, d].t() + by / directions for d, h in enumerate(states)])
+            outputs = [h @ own_Why[:, d].t() for d, h in enumerate(states)]
+            steps.append([_added(y, by / directions, rnn.readout) for y in outputs])
         logits.append(h @ own_Why.flatten(1).t() + by)
     return logits
+
+
+def _added(y: Tensor, by: Tensor, readout: str) -> Tensor:
+    """Returns what each step adds to the logits, where Why h[t] is y (B, T, C)."""
+    return y + by if readout == "mean" else y.diff(dim=1, prepend=torch.zeros_like(y[:, :1]))
 
 
 @torch.no_grad()

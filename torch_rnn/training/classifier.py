@@ -165,16 +165,16 @@ class Classifier(TrainedRNN):
         """Returns `_score` of the members, each on its own rows, and with evidence the sum of the rows'
         `disagreement`."""
         rows = rows_of_members(self.members, self.trainer.global_rank, self.trainer.world_size)
-        outputs: list[list[Tensor]] | None = None if evidence is None else []
+        added: list[list[Tensor]] | None = None if evidence is None else []
         with self._trusted():
-            logits = torch.cat(member_logits(self.rnn, rows, x, lengths, outputs))
+            logits = torch.cat(member_logits(self.rnn, rows, x, lengths, added))
             of_rows = (torch.cat([part[own] for own in rows]) for part in (lengths, labels))
             scores = self._score(logits, *of_rows)
         if evidence is None:
             return scores
         apart = [
-            disagreement(own_outputs, evidence[own], lengths[own], self.rnn.readout).sum()
-            for own_outputs, own in zip(outputs, rows, strict=True)
+            disagreement(steps, evidence[own], lengths[own]).sum()
+            for steps, own in zip(added, rows, strict=True)
         ]
         return *scores, torch.stack(apart).sum()
 

@@ -9,30 +9,26 @@ from torch_rnn.nn.layers import reversed_steps
 from torch_rnn.ops.inputs import real_steps
 
 
-def disagreement(outputs: Sequence[Tensor], evidence: Tensor, lengths: Tensor, readout: str) -> Tensor:
-    """Returns 1 - cos of the angle between the outputs of each row and the evidence of its teacher, (B,).
+def disagreement(added: Sequence[Tensor], evidence: Tensor, lengths: Tensor) -> Tensor:
+    """Returns 1 - cos of the angle between what the steps of each row add and the teacher's evidence, (B,).
 
-    A linear teacher's logit is the sum of what each step adds to it. So is that of an RNN with the readout
-    "mean", up to the number of steps: it is the mean of Why h[t] + by. With the readout "last", Why h[t] + by
-    is the logit after t steps, and is compared with the sum of the evidence up to there. The angle leaves the
-    scale to the RNN. A row without evidence has 1, and no gradient.
+    A linear teacher's logit is the sum of what each step adds to it. So is that of an RNN, up to a factor
+    and by (`member_logits`). The angle leaves the scale to the RNN. A row without evidence has 1, and no
+    gradient.
 
     Args:
-        outputs: Why h[t] + by (B, T, C) of each direction, which has its part of by, with the steps in the
-            order in which it reads them.
+        added: (B, T, C) for each direction, with the steps in the order in which it reads them.
         evidence: (B, T, 2, C) in the order of time: of what ends at a step, which the first direction knows
             there, and of what begins there, which the second one knows.
         lengths: (B,) the number of real steps of each row.
-        readout: "mean" or "last".
     """
     real = real_steps(lengths, evidence.shape[1])[..., None]
     products: list[Tensor] = []  # of each direction (3, B)
-    for direction, output in enumerate(outputs):
-        dtype = torch.promote_types(output.dtype, torch.float32)  # a sum in bfloat16 is too coarse
+    for direction, y in enumerate(added):
+        dtype = torch.promote_types(y.dtype, torch.float32)  # a sum in bfloat16 is too coarse
         target = evidence[:, :, direction].to(dtype)
         target = reversed_steps(target, lengths) if direction else target
-        target = target.cumsum(dim=1) if readout == "last" else target
-        y, target = output.to(dtype) * real, target * real
+        y, target = y.to(dtype) * real, target * real
         pairs = ((y, target), (y, y), (target, target))
         products.append(torch.stack([(a * b).sum(dim=(1, 2)) for a, b in pairs]))
     both, own, teachers = torch.stack(products).sum(dim=0)

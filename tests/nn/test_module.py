@@ -163,6 +163,34 @@ def test_scales_multiply_the_initial_weights_of_the_input_and_the_recurrence(ini
     assert torch.equal(scaled.Wxh, plain.Wxh * 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_integrators_begin_as_sums_of_the_others(dtype):
+    settings = {"num_layers": 2, "bidirectional": True, "recurrent_scale": 0.5, "dtype": dtype}
+    torch.manual_seed(0)
+    plain = RNN(6, 12, 1, **settings)
+    torch.manual_seed(0)
+    rnn = RNN(6, 12, 1, **settings, init="integrator")
+    for name, value in plain.named_parameters():
+        found = rnn.get_parameter(name)
+        if name.startswith("Wx"):
+            assert not found[:3].any()
+            assert torch.equal(found[3:], value[3:])
+        elif name.startswith("Whh"):
+            assert torch.equal(found[:3, :3], torch.eye(3, dtype=dtype))
+            assert not found[3:, :3].any()
+            assert torch.equal(found[3:, 3:], value[3:, 3:])
+            assert 0.3 < found[:3, 3:].norm(dim=1).mean() / 0.02 < 3
+        else:
+            assert torch.equal(found, value)
+
+
+def test_an_integrator_is_the_sum_of_what_it_is_given():
+    rnn = RNN(6, 8, 1, init="integrator", dtype=torch.float64)
+    h = rnn.states(torch.randint(6, (40,), generator=torch.Generator().manual_seed(0)))
+    added = (h[:, 2:] @ rnn.Whh[:2, 2:].t()).cumsum(0)[:-1]
+    torch.testing.assert_close(h[1:, :2], added, atol=1e-3, rtol=0.05)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_save_and_load(tmp_path, dtype):
     rnn = RNN(6, 4, 3, readout="max", init="seed", input_scale=3, recurrent_scale=0.5, dtype=dtype)
@@ -188,7 +216,7 @@ def test_repr_shows_the_settings():
         ({"hidden_size": 2.5}, TypeError, "hidden_size is 2.5; it must be a whole number"),
         ({"output_size": -3}, ValueError, "output_size is -3"),
         ({"readout": "first"}, ValueError, "readout is 'first'; it must be one of last, mean, max, every"),
-        ({"init": "xavier"}, ValueError, "init is 'xavier'; it must be one of orthogonal, seed"),
+        ({"init": "xavier"}, ValueError, "init is 'xavier'; it must be one of orthogonal, seed, integrator"),
         ({"input_scale": 0}, ValueError, "input_scale is 0; it must be above 0 and finite"),
         ({"input_scale": "10"}, TypeError, "input_scale is '10'; it must be a number"),
         ({"recurrent_scale": -1.0}, ValueError, "recurrent_scale is -1.0; it must be above 0"),

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch_rnn.losses import check_labels, cross_entropy, most_probable
 from torch_rnn.nn.convert import from_keras, from_torch, names, to_keras, to_torch
 from torch_rnn.nn.generation import Generation
+from torch_rnn.nn.initial import draw_weights
 from torch_rnn.nn.layers import Weights, layered
 from torch_rnn.nn.readout import read
 from torch_rnn.nn.settings import SETTINGS, check_settings
@@ -51,12 +52,15 @@ class RNN(nn.Module):
         readout: what y is read from: the "last" state (of each direction, in its own order of time), the
             "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
         init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
-            start at zero.
+            start at zero. "integrator" is "orthogonal", but the first quarter of the units of each layer and
+            direction begin as slow sums of the others: they keep their state, read no input and add little
+            of the others' states. They are like the context units of Mikolov et al. (2015, "Learning Longer
+            Memory in Recurrent Neural Networks"), but are trained as all others.
         input_scale: multiplies the initial Wxh of the first layer. Where x are ids, Wxh x is a column of a
             semi-orthogonal matrix, so its length is 1 or less, and that of h grows as sqrt(H). With a scale
             of about 10, both are of like size, and a language model learns faster.
-        recurrent_scale: multiplies the initial Whh of every layer. Below 1, early states fade and the latest
-            ids count for more.
+        recurrent_scale: multiplies the initial Whh of every layer, but not the integrators'. Below 1, early
+            states fade and the latest ids count for more.
         backend: of the recurrence: "auto", or a key of `torch_rnn.ops.BACKENDS`.
         recompute: whether the backward pass computes states again, so that the memory for them grows as
             sqrt(T).
@@ -121,22 +125,7 @@ class RNN(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws new initial weights from torch's global generator."""
-        for parameter in self.parameters():
-            if parameter.dim() == 1:
-                nn.init.zeros_(parameter)
-            elif self.init == "seed":
-                nn.init.normal_(parameter, std=0.01)
-            elif parameter.dtype is torch.bfloat16:  # has no orthogonal decomposition
-                parameter.data.copy_(nn.init.orthogonal_(torch.empty_like(parameter, dtype=torch.float32)))
-            else:
-                nn.init.orthogonal_(parameter)
-        with torch.no_grad():
-            for layer, directions in enumerate(self.names):
-                for name in directions:
-                    if self.input_scale != 1 and layer == 0:
-                        getattr(self, "Wxh" + name).mul_(self.input_scale)
-                    if self.recurrent_scale != 1:
-                        getattr(self, "Whh" + name).mul_(self.recurrent_scale)
+        draw_weights(self)
 
     def forward(
         self,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch_rnn.nn.initial import INITS
 from torch_rnn.nn.readout import READOUTS
 from torch_rnn.ops.checks import DTYPES
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 
-INITS = ("orthogonal", "seed")
 SETTINGS = (
     "input_size", "hidden_size", "output_size", "num_layers", "bidirectional", "nonlinearity", "bias",
     "dropout", "recurrent_dropout", "readout", "init", "input_scale", "recurrent_scale",

@@ -41,7 +41,8 @@ class Classifier(TrainedRNN):
         recurrent_dropout: the probability of zeroing each entry of Whh, drawn anew in each step of training.
         readout: what the outputs are read from: the "last" state, the "mean" or "max" of the states at real
             steps, or "every" state.
-        init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01.
+        init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01,
+            "integrator" for the first, with units that begin as slow sums of the others (`RNN`).
         input_scale: a factor on the initial Wxh of the first layer. The columns that "orthogonal" gives a
             large vocabulary are so short that the states of an untrained RNN are nearly linear.
         recurrent_scale: a factor on the initial Whh.
@@ -78,7 +79,7 @@ class Classifier(TrainedRNN):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         readout: Literal["last", "mean", "max", "every"] = "last",
-        init: Literal["orthogonal", "seed"] = "orthogonal",
+        init: Literal["orthogonal", "seed", "integrator"] = "orthogonal",
         input_scale: float = 1.0,
         recurrent_scale: float = 1.0,
         backend: str = "auto",

@@ -51,7 +51,7 @@ def test_the_teacher_vectors_labels_texts_and_pieces_and_gives_the_evidence(file
         tokens.read_tokens(folder, name)
         for folder, name in ((data.tokens, "train"), (data.more_tokens, tokens.UNLABELLED))
     )
-    rows, _ = tokens.grouped_split(train.keys, data.validation)
+    rows, held_out = tokens.grouped_split(train.keys, data.validation)
     first = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
     model = first.taught_with_vectors(train, rows, more, data.teachers_labels.index)
     saved = NGrams.load(data.ngrams / "ngrams.npz")
@@ -62,12 +62,27 @@ def test_the_teacher_vectors_labels_texts_and_pieces_and_gives_the_evidence(file
     pieces = data.pieces_labels[1]
     of_pieces = model.label(tokens.cut(more, 4)[0])
     np.testing.assert_allclose(pieces.probabilities, of_pieces[pieces.index], atol=1e-6)
-    for name in ("validation", "test"):
-        assert (
-            facts["teacher"][name]
-            == facts["evidence"][name]
-            == teaching.scores(data.ngrams, data.tokens)[name]
-        )
+    test = tokens.read_tokens(data.tokens, "test")
+    for split, part, numbers in (("test", test, np.arange(20)), ("validation", train, held_out)):
+        accuracy = (model.label(part).argmax(1) == part.labels)[numbers].mean()
+        assert facts["teacher"][split] == facts["evidence"][split] == accuracy
+
+
+def test_unlabelled_texts_beyond_memory_are_labelled_too(files, monkeypatch):
+    whole = texts(files, teacher="vectors")
+    train, more = (
+        tokens.read_tokens(folder, name)
+        for folder, name in ((whole.tokens, "train"), (whole.more_tokens, tokens.UNLABELLED))
+    )
+    rows, _ = tokens.grouped_split(train.keys, whole.validation)
+    labelled = int(np.diff(train.offsets)[rows].sum())
+    monkeypatch.setattr("torch_rnn.data.ngrams.MAX_TOKENS", labelled + more.offsets[-1] // 2)
+    data = texts(files, teacher="vectors", cache=str(files / "other"))
+    model = NGrams.load(data.ngrams / "ngrams.npz")
+    assert not np.allclose(model.weights, NGrams.load(whole.ngrams / "ngrams.npz").weights)
+    assert len(data.teachers_labels.index) == 30
+    found = data.splits["train"][1][90:]
+    np.testing.assert_allclose(found, model.label(more)[data.teachers_labels.index], atol=1e-6)
 
 
 def test_the_teacher_does_not_see_what_validation_holds_out(files):
@@ -93,13 +108,13 @@ def test_temperature_confidence_and_weight(files):
     assert sure.facts()["teacher"]["labels"] == (p.max(1) >= level).sum() < 30
 
 
-@pytest.mark.parametrize("teacher", [None, "ngrams"])
+@pytest.mark.parametrize("teacher", [None, "ngrams", "vectors"])
 def test_evidence_is_that_of_the_teacher_for_the_words_that_are_left(files, teacher):
-    more = {"unlabelled": None, "teacher": None} if teacher is None else {}
+    more = {"unlabelled": None, "teacher": None} if teacher is None else {"teacher": teacher}
     data = texts(files, evidence=2.0, word_dropout=0.3, max_features=20, **more)
     model = NGrams.load(data.ngrams / "ngrams.npz")
     facts = data.facts()["evidence"]
-    assert facts == {"name": "ngrams", **teaching.scores(data.ngrams, data.tokens)}
+    assert facts == {"name": teacher or "ngrams", **teaching.scores(data.ngrams, data.tokens)}
     loader, whole = data.train_dataloader(), texts(files, max_features=1 << 20, **more, word_dropout=0.3)
     for batch, every_word in zip(loader, whole.train_dataloader(), strict=True):
         lengths = batch.lengths.numpy()

@@ -122,15 +122,39 @@ def test_values_of_each_members_gradient_are_clipped_as_if_it_were_alone():
 @pytest.mark.parametrize("readout", ["last", "mean"])
 def test_logits_are_what_the_steps_add(layers, bidirectional, readout):
     whole = joined(members((3, 3), layers, bidirectional, readout))
-    steps = []
+    by, steps = whole.by, []
     logits = member_logits(whole, rows_of_members(2), ids(), LENGTHS, steps)
     for k, (found, added) in enumerate(zip(logits, steps, strict=True)):
         assert len(added) == 1 + bidirectional
         for b, length in enumerate(LENGTHS[k::2].tolist()):
             if length:
                 real = sum(y[b, :length] for y in added)
-                read = real.mean(0) if readout == "mean" else whole.by + real.sum(0)
+                read = real.mean(0) if readout == "mean" else by + real.sum(0)
                 torch.testing.assert_close(found[b], read, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_step_adds_what_the_output_gains(bias):
+    torch.manual_seed(0)
+    rnn = RNN(D, 4, 2, readout="last", bias=bias, dtype=torch.float64)
+    steps = []
+    member_logits(rnn, rows_of_members(1), ids(), LENGTHS, steps)
+    ((added,),) = steps
+    h = rnn.states(ids(), LENGTHS)
+    for row, length in enumerate(LENGTHS.tolist()):
+        y = h[row, :length] @ rnn.Why.t()
+        torch.testing.assert_close(added[row, :length].cumsum(0), y, rtol=0, atol=1e-12)
+
+
+def test_what_a_step_adds_is_not_rounded_before_the_difference():
+    torch.manual_seed(0)
+    rnn = RNN(5, 8, 1, init="integrator", readout="last")
+    x, (plain, rounded) = torch.randint(5, (1, 400)), ([], [])
+    member_logits(rnn, rows_of_members(1), x, None, plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        member_logits(rnn, rows_of_members(1), x, None, rounded)
+    exact, found = (steps[0][0].float().flatten() for steps in (plain, rounded))
+    assert torch.cosine_similarity(exact, found, dim=0) > 0.9999
 
 
 def test_dropout_is_that_of_the_rnn():

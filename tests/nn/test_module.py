@@ -217,6 +217,16 @@ def test_repr_shows_the_settings():
         ({"output_size": -3}, ValueError, "output_size is -3"),
         ({"readout": "first"}, ValueError, "readout is 'first'; it must be one of last, mean, max, every"),
         ({"init": "xavier"}, ValueError, "init is 'xavier'; it must be one of orthogonal, seed, integrator"),
+        (
+            {"init": "integrator", "nonlinearity": "relu"},
+            ValueError,
+            "it needs the nonlinearity tanh or linear",
+        ),
+        (
+            {"init": "integrator", "hidden_size": 3},
+            ValueError,
+            "hidden_size is 3; with init 'integrator' it must",
+        ),
         ({"input_scale": 0}, ValueError, "input_scale is 0; it must be above 0 and finite"),
         ({"input_scale": "10"}, TypeError, "input_scale is '10'; it must be a number"),
         ({"recurrent_scale": -1.0}, ValueError, "recurrent_scale is -1.0; it must be above 0"),

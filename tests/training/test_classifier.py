@@ -164,9 +164,11 @@ def test_the_trainer_clips_each_member(tmp_path):
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, members):
+@pytest.mark.parametrize("readout", ["mean", "last"])
+def test_evidence_adds_its_weight_times_the_disagreement_to_the_loss(tmp_path, members, readout):
     seed_everything(0)
-    model = Classifier(9, 6, 1, members=members, bidirectional=True, readout="mean", evidence=0.5)
+    settings = {"members": members, "bidirectional": True, "readout": readout, "init": "integrator"}
+    model = Classifier(9, 8, 1, evidence=0.5, **settings)
     whole = batch(8, "last", 0)
     said = torch.randn(8, 6, 2, 1, generator=torch.Generator().manual_seed(1))
     trainer(tmp_path, max_steps=1).fit(model, Data([whole._replace(evidence=said)]))

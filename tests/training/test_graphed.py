@@ -37,15 +37,16 @@ def test_a_classifier_ends_in_the_same_bits(graphed, tmp_path, readout, precisio
     assert len(graphed.passes[0].graphs) == 3  # 3 rows of 16 and of 32 steps, 2 rows of 16
 
 
-def test_evidence_ends_in_the_same_bits(graphed, tmp_path):
-    batches = reviews([(16, 3, 0), (30, 17, 32)], "mean")
+@pytest.mark.parametrize("readout", ["mean", "last"])
+def test_evidence_ends_in_the_same_bits(graphed, tmp_path, readout):
+    batches = reviews([(16, 3, 0), (30, 17, 32)], readout)
     g = torch.Generator().manual_seed(2)
     batches = [batch._replace(evidence=torch.randn(*batch.x.shape, 2, 1, generator=g)) for batch in batches]
 
     def run(cuda_graph):
         seed_everything(0)
         model = Classifier(
-            9, 6, 1, members=2, bidirectional=True, readout="mean", evidence=0.5, learning_rate=0.1,
+            9, 6, 1, members=2, bidirectional=True, readout=readout, evidence=0.5, learning_rate=0.1,
             cuda_graph=cuda_graph,
         )  # fmt: skip
         return trained(model, Data(batches), "cpu", tmp_path)

@@ -62,9 +62,10 @@ class Corpus(SequenceData):
             are not cut.
         evidence: The weight in the loss of a teacher's evidence of each step of a training text; 0 for none.
             It is what the n-grams that end at a step (for the second direction, that begin there) add to the
-            logit of the `NGrams` that are fitted on the training texts. An RNN is trained to give each step a
-            share in its logit that is proportional to it (`evidence.disagreement`), which teaches it n-grams
-            that few texts have. Needs the readout last or mean.
+            logit of the teacher "ngrams" or "vectors", or without one of the `NGrams` that are fitted on the
+            training texts. An RNN is trained to give each step a share in its logit that is proportional to
+            it (`evidence.disagreement`), which teaches it n-grams that few texts have. Needs the readout last
+            or mean.
     """
 
     labels: tuple[str, ...] = ()
@@ -217,30 +218,19 @@ class Corpus(SequenceData):
         return NGrams.load(self.ngrams / "ngrams.npz").evidence
 
     def facts(self) -> dict[str, Any]:
-        """Returns the numbers of texts, what was left out, and the teacher's accuracy."""
-        if self.teachers_labels is None:
-            facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
-            return facts | self._distillation() | self._evidence_facts()
-        scores = {"validation": None, "test": None}
-        if self.teacher in teaching.FITTED:
-            scores = teaching.scores(self.ngrams, self.tokens)
-        labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
-        return (
-            {
-                "labelled": self.labelled,
-                "unlabelled": self.teachers_labels.texts,
-                "left_out": self.teachers_labels.left_out,
-                "teacher": {"name": self.teacher, **scores, "labels": labels},
+        """Returns the numbers of texts, what was left out, and the accuracy of teachers."""
+        scores = {} if self.ngrams is None else teaching.scores(self.ngrams, self.tokens)
+        facts = {"labelled": self.labelled, "unlabelled": 0, "left_out": {}, "teacher": None}
+        if (found := self.teachers_labels) is not None:
+            known = scores if self.teacher in teaching.FITTED else {"validation": None, "test": None}
+            labels = len(self.splits["train"][1]) - self.labelled - sum(self.n_pieces)
+            facts |= {
+                "unlabelled": found.texts,
+                "left_out": found.left_out,
+                "teacher": {"name": self.teacher, **known, "labels": labels},
             }
-            | self._distillation()
-            | self._evidence_facts()
-        )
-
-    def _evidence_facts(self) -> dict[str, Any]:
-        """Returns the accuracy of the teacher of the evidence, where there is any."""
-        if not self.evidence:
-            return {}
-        return {"evidence": {"name": self._fitted_name(), **teaching.scores(self.ngrams, self.tokens)}}
+        evidence = {"evidence": {"name": self._fitted_name(), **scores}} if self.evidence else {}
+        return facts | self._distillation() | evidence
 
     def _fitted_name(self) -> str:
         """Returns the name of the fitted teacher, which gives the evidence, too."""

@@ -81,7 +81,7 @@ class NGrams:
             more: The unlabelled texts.
             index: The numbers of those to use.
         """
-        known, unknown, labels, _ = self._known_and_unknown(tokens, rows, more, index)
+        known, unknown, labels = self._known_and_unknown(tokens, rows, more, index)
         both, model = _stacked(known, unknown), self
         for _ in range(ROUNDS):
             p = model._probabilities(unknown)
@@ -91,15 +91,16 @@ class NGrams:
     def taught_with_vectors(
         self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
     ) -> "NGrams":
-        """Returns a model as from `taught`, but half of its weights are those of `ngram_weights`.
+        """Returns a model whose weights are the means of two: those of `ngram_weights`, and of a regression.
 
-        These are of vectors that are trained on all of the texts. The other half is fitted on labels of the
-        unlabelled texts that such a model has given them.
+        The first come from vectors that are trained on all of these texts. The regression is as in `taught`,
+        after one round, in which the unlabelled texts are labelled by the first and by this model together.
+
 
         Args:
             more, index: As in `taught`.
         """
-        known, unknown, labels, _ = self._known_and_unknown(tokens, rows, more, index)
+        known, unknown, labels = self._known_and_unknown(tokens, rows, more, index)
         both, gold = _stacked(known, unknown), np.eye(max(self.weights.shape[1], 2))[labels]
         ratios = np.abs([_ratios(known, p) for p in _columns(gold)]).max(axis=0)
         weights = ngram_weights(both, np.minimum(ratios, 1), _columns(gold).T)
@@ -114,16 +115,16 @@ class NGrams:
 
     def _known_and_unknown(
         self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
-    ) -> tuple["csr_matrix", "csr_matrix", np.ndarray, np.ndarray]:
+    ) -> tuple["csr_matrix", "csr_matrix", np.ndarray]:
         """Returns the matrices of the labelled and the unlabelled documents that fit into memory together.
 
-        After them come the labels of the former and the numbers of the latter.
+        After them come the labels of the former.
         """
         rows = _that_fit_into_memory(tokens, rows, self.n_words)
         left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
         index = _that_fit_into_memory(more, index, self.n_words, left)
         known, unknown = (self._matrix(*_take(*part)) for part in ((tokens, rows), (more, index)))
-        return known, unknown, np.asarray(tokens.labels)[rows], index
+        return known, unknown, np.asarray(tokens.labels)[rows]
 
     def _fitted(self, x: "csr_matrix", labels: np.ndarray) -> "NGrams":
         """Returns the model with these n-grams, fitted on documents (n, m) and distributions (n, C)."""
@@ -278,9 +279,12 @@ def _places(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns which keys (n,) are among the sorted ones, and the places there of those that are."""
     if len(among) == 0:
         return np.zeros(len(keys), bool), np.empty(0, np.int64)
-    order = np.argsort(keys)  # a search in this order finds its place in the cache of the processor
-    places = np.empty(len(keys), np.int64)
-    places[order] = np.minimum(np.searchsorted(among, keys[order]), len(among) - 1)
+    if len(keys) < 1 << 20:  # a search in this order finds what it needs in the cache of the processor
+        order, places = np.argsort(keys), np.empty(len(keys), np.int64)
+        places[order] = np.searchsorted(among, keys[order])
+    else:  # the order would need too much memory
+        places = np.searchsorted(among, keys)
+    places = np.minimum(places, len(among) - 1)
     found = among[places] == keys
     return found, places[found]
 

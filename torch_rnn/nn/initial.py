@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 INITS = ("orthogonal", "seed", "integrator")
 ADDED = 0.02
-"""How much of the other units' states, in the mean square, an integrator adds in a step."""
+"""The root mean square of what an integrator adds in a step, where that of the other units' states is 1."""
 
 
 @torch.no_grad()
@@ -37,7 +37,10 @@ def draw_weights(rnn: "RNN") -> None:
 
 
 def _integrate(Wxh: Tensor, Whh: Tensor) -> None:
-    """Makes the first quarter of the units sums of the others, as long as their states are small."""
+    """Makes the first quarter of the units sums of the others, as long as their states are small.
+
+    The others do not read them.
+    """
     n = len(Whh) // 4
     others = len(Whh) - n
     Wxh[:n] = 0

@@ -98,15 +98,18 @@ def member_logits(
         own_Why = n * Why[k]  # (C, directions, size)
         by = torch.zeros_like(rnn.Why[:, 0]) if rnn.by is None else rnn.by
         if steps is not None:
-            outputs = [h @ own_Why[:, d].t() for d, h in enumerate(states)]
-            steps.append([_added(y, by / directions, rnn.readout) for y in outputs])
+            own = enumerate(states)
+            steps.append([_added(h, own_Why[:, d], by / directions, rnn.readout) for d, h in own])
         logits.append(h @ own_Why.flatten(1).t() + by)
     return logits
 
 
-def _added(y: Tensor, by: Tensor, readout: str) -> Tensor:
-    """Returns what each step adds to the logits, where Why h[t] is y (B, T, C)."""
-    return y + by if readout == "mean" else y.diff(dim=1, prepend=torch.zeros_like(y[:, :1]))
+def _added(h: Tensor, Why: Tensor, by: Tensor, readout: str) -> Tensor:
+    """Returns what each step adds to the logits, (B, T, C), as in `member_logits`."""
+    if readout == "mean":
+        return h @ Why.t() + by
+    # Autocast rounds products to bfloat16, which is too coarse for differences of them.
+    return h.diff(dim=1, prepend=torch.zeros_like(h[:, :1])) @ Why.t()
 
 
 @torch.no_grad()

@@ -53,9 +53,9 @@ class RNN(nn.Module):
             "mean" or the element-wise "max" of the states at real steps, or "every" state, one y each.
         init: "orthogonal" draws semi-orthogonal matrices (Saxe et al., 2014), "seed" normal * 0.01; biases
             start at zero. "integrator" is "orthogonal", but the first quarter of the units of each layer and
-            direction begin as slow sums of the others: they keep their state, read no input and add little
-            of the others' states. They are like the context units of Mikolov et al. (2015, "Learning Longer
-            Memory in Recurrent Neural Networks"), but are trained as all others.
+            direction begin as slow sums of the others: they keep their state, read no input, add little of
+            the others' states and are not read by them. They are like the context units of Mikolov et al.
+            (2015, "Learning Longer Memory in Recurrent Neural Networks"), but are trained as all others.
         input_scale: multiplies the initial Wxh of the first layer. Where x are ids, Wxh x is a column of a
             semi-orthogonal matrix, so its length is 1 or less, and that of h grows as sqrt(H). With a scale
             of about 10, both are of like size, and a language model learns faster.

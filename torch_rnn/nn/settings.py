@@ -39,6 +39,14 @@ def check_settings(settings: Mapping[str, Any], dtype: torch.dtype) -> None:
             raise TypeError(f"{name} is {settings[name]!r}; it must be a number")
         if not 0 < settings[name] < math.inf:
             raise ValueError(f"{name} is {settings[name]}; it must be above 0 and finite")
+    if settings["init"] == "integrator" and settings["nonlinearity"] == "relu":
+        raise ValueError(
+            "init is 'integrator'; it needs the nonlinearity tanh or linear, since sums may fall"
+        )
+    if settings["init"] == "integrator" and settings["hidden_size"] < 4:
+        raise ValueError(
+            f"hidden_size is {settings['hidden_size']}; with init 'integrator' it must be at least 4"
+        )
     if settings["dropout"] and settings["num_layers"] == 1:
         raise ValueError(
             f"dropout is {settings['dropout']}; it acts between layers, so with one layer it must be 0"

@@ -235,7 +235,8 @@ def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_
         ({"--train": None}, "the teacher ngrams needs labelled texts; name them with --train"),
         (
             {"--teacher": "runs/missing"},
-            "it when it ends; a teacher is ngrams, vectors or the folder of a run on texts",
+            "a training run writes it when it ends; "
+            "a teacher is ngrams, vectors or the folder of a run on texts",
         ),
         ({"--out": "labels.csv"}, "labels.csv ends in .csv; it must be .jsonl or .parquet"),
         ({"--data": "missing.csv"}, "missing.csv does not exist"),

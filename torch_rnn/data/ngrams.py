@@ -96,7 +96,6 @@ class NGrams:
         The first come from vectors that are trained on all of these texts. The regression is as in `taught`,
         after one round, in which the unlabelled texts are labelled by the first and by this model together.
 
-
         Args:
             more, index: As in `taught`.
         """
@@ -279,7 +278,7 @@ def _places(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns which keys (n,) are among the sorted ones, and the places there of those that are."""
     if len(among) == 0:
         return np.zeros(len(keys), bool), np.empty(0, np.int64)
-    if len(keys) < 1 << 20:  # a search in this order finds what it needs in the cache of the processor
+    if len(keys) < 1 << 20:  # in this order the search stays in the cache of the processor
         order, places = np.argsort(keys), np.empty(len(keys), np.int64)
         places[order] = np.searchsorted(among, keys[order])
     else:  # the order would need too much memory

@@ -98,8 +98,8 @@ def member_logits(
         own_Why = n * Why[k]  # (C, directions, size)
         by = torch.zeros_like(rnn.Why[:, 0]) if rnn.by is None else rnn.by
         if steps is not None:
-            own = enumerate(states)
-            steps.append([_added(h, own_Why[:, d], by / directions, rnn.readout) for d, h in own])
+            share = by / directions
+            steps.append([_added(h, own_Why[:, d], share, rnn.readout) for d, h in enumerate(states)])
         logits.append(h @ own_Why.flatten(1).t() + by)
     return logits
 

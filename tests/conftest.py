@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,16 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic alg
 
 import torch  # reads the number of threads when it is imported
 
-if not torch.cuda.is_available():  # then the Triton kernels run in its interpreter; read when it is imported
-    os.environ["TRITON_INTERPRET"] = "1"
+
+def interpreter_runs() -> bool:
+    """Returns whether Triton's interpreter runs on this machine's CPU; before 3.7 it fails with NumPy 2.4."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return tuple(map(int, version("triton").split(".")[:2])) >= (3, 7)
+
+
+if not torch.cuda.is_available() and interpreter_runs():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -21,7 +21,7 @@ backend = importlib.import_module("torch_rnn.ops.triton_backend")
 steps = importlib.import_module("torch_rnn.ops.triton_steps")
 FORWARD = torch.ops.torch_rnn.triton_forward
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton does not run on this machine")
 
 TILES = Shape(19, T=6, D=7, H=37, ids=True, lengths=(*range(7), *range(6, -1, -1), 6, 1, 5, 2, 6))
 """More rows than the 16 of one program."""

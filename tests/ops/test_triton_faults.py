@@ -8,7 +8,7 @@ import torch
 from ladder import rung_3
 from test_triton import DEVICE, LONG, TILES, backend, keep_whh, rung_3_in_bf16, step_by_step, steps
 
-pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(not backend.runs_on(DEVICE), reason="Triton does not run on this machine")
 __all__ = ["step_by_step"]  # a fixture, which tests request by name
 
 KERNEL_FAULTS = [

@@ -149,7 +149,7 @@ def available(
 
 def _choose(backend: str, Wxh: Tensor, nonlinearity: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """Returns the function to run: usually the backend's; eager, bptt or scan where only they can compute."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return importlib.import_module("torch_rnn.ops.scan").scan  # slow to import
     if _is_transforming():
         return _fallback("eager", "under torch.func and forward-mode differentiation")
@@ -164,6 +164,14 @@ def _choose(backend: str, Wxh: Tensor, nonlinearity: str) -> Callable[..., tuple
             )
         return _fallback("bptt", f"for the nonlinearity {nonlinearity!r}")
     return BACKENDS[name]
+
+
+def _is_exporting() -> bool:
+    """Returns whether torch.export traces."""
+    return torch.compiler.is_exporting()
+
+
+_is_exporting._dynamo_marked_constant = True  # in PyTorch 2.11, torch.compile takes is_exporting() for true
 
 
 def _is_transforming() -> bool:

@@ -150,12 +150,17 @@ def load_matrix(
 ):
     """Loads W[i, j], with zeros in the padding.
 
-    With Whh in registers, the compiler does not know the strides, so that it gives a thread whole columns.
+    With Whh in registers, a thread is to keep whole columns. So the compiler does not know the strides, and a
+    hint orders the axes for it: by default it begins with the last one, but with the first one in Triton 3.6.
+    As it knows no alignment, it still loads the entries one by one.
     """
     i, j = matrix_indices(P, ROWS)
     if ROWS > 1:
         i_stride, j_stride = H, 1
-    tile = tl.load(W + i * i_stride + j * j_stride, mask=(i < H) & (j < H), other=0.0)
+    at = W + i * i_stride + j * j_stride
+    if ROWS == 1:
+        at = tl.max_contiguous(at, [1, 4, P])
+    tile = tl.load(at, mask=(i < H) & (j < H), other=0.0)
     if PRECISION != "ieee":
         tile = tile.to(tl.bfloat16) if ROWS > 1 and PRECISION == "bf16" else rounded(tile)
     return tile
@@ -298,7 +303,8 @@ def backward_kernel(
         j, k = matrix_indices(P, ROWS)
         own = sums + tl.program_id(0).to(tl.int64) * (H * (H + 1))
         # j_sums is H and k_sums is 1, but the compiler must not know: it would rearrange dWhh at every step.
-        tl.store(own + j * j_sums + k * k_sums, dWhh, mask=(j < H) & (k < H))
+        at = tl.max_contiguous(own + j * j_sums + k * k_sums, [1, 4, P])  # see load_matrix
+        tl.store(at, dWhh, mask=(j < H) & (k < H))
         tl.store(own + H * H + tl.arange(0, P), dbh, mask=tl.arange(0, P) < H)
 
 

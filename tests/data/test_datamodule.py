@@ -48,12 +48,21 @@ def test_good_values_are_kept():
     assert next(iter(data.test_dataloader())).x.tolist() == [[0, 0]]
 
 
+def test_the_fingerprint_knows_the_sequences():
+    fingerprints = []
+    for x in ([0, 1], [0, 2], [0, 1]):
+        data = Data()
+        data.add_split("train", [np.array(x)], [1])
+        fingerprints.append(data.fingerprint())
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
 def test_the_fingerprint_knows_distributions():
     fingerprints = set()
     for p in (0.3, 0.4):
         data = Data()
         data.add_split("train", ragged([1, 2]), np.array([[p, 1 - p]]))
-        fingerprints.add(data.fingerprint()["data"])
+        fingerprints.add(data.fingerprint()["sequences"])
     assert len(fingerprints) == 2
 
 

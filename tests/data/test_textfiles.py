@@ -67,6 +67,23 @@ def test_a_resumed_run_gives_the_same_bits(files, undisturbed, tmp_path):
     assert differences(tmp_path / "run", undisturbed) == []
 
 
+@pytest.mark.bad_input
+def test_a_run_does_not_go_on_with_other_texts(tmp_path, capsys):
+    """Of the same lengths, labels and words."""
+    texts = rows(200, 1, ("bad", "good"))
+    write_table(tmp_path / "test.csv", rows(20, 2, ("bad", "good")))
+    write_table(tmp_path / "train.csv", texts)
+    files = tmp_path / "train.csv", tmp_path / "test.csv"
+    with stopped_at(3):
+        assert train(files, tmp_path / "run") == 143
+    write_table(tmp_path / "train.csv", [(" ".join(reversed(text.split())), label) for text, label in texts])
+    assert train(files, tmp_path / "run", "--resume=auto") == 2
+    assert (
+        "the data have changed since the checkpoint was written: other sequences, other tokens;"
+        in capsys.readouterr().err
+    )
+
+
 def test_the_format_makes_no_difference(tmp_path):
     fingerprints = []
     for kind in (".csv", ".jsonl"):

@@ -1,5 +1,6 @@
 """Layers, directions and masks against a plain loop over rows and steps."""
 
+import copy
 import itertools
 
 import pytest
@@ -182,6 +183,21 @@ def test_recurrent_dropout_thins_Whh_in_training():
     torch.testing.assert_close(Whh[kept], linear.Whh[kept] / 0.6)
     torch.testing.assert_close(linear.eval().states(ids, None, h0)[:, 0].t(), linear.Whh)
     assert not torch.equal(rnn(ids, None, h0), rnn(ids, None, h0))
+
+
+def test_predict_and_evaluate_turn_dropout_off():
+    rnn = RNN(D, 20, C, num_layers=2, dropout=0.5, recurrent_dropout=0.5)
+    x = torch.randint(D, (40, T))
+    logits = copy.deepcopy(rnn).eval()(x)
+    y = logits.argmax(1)
+    assert torch.equal(rnn.predict(x), y)
+    loss, accuracy = rnn.evaluate(x, y)
+    assert accuracy == 1.0
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
+    assert rnn.training
+    with pytest.raises(ValueError, match="x has ids in"):
+        rnn.predict(x + D)
+    assert rnn.training
 
 
 @pytest.mark.bad_input

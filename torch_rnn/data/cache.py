@@ -61,6 +61,16 @@ def cached(
     return folder
 
 
+def digest_of_ids(*folders: Path) -> str:
+    """Returns one digest of all ids in folders of the cache, from their manifests."""
+    manifests = [json.loads((folder / MANIFEST).read_text(encoding="utf-8")) for folder in folders]
+    ids = [
+        {name: digest for name, digest in manifest["sha256"].items() if name.endswith("_ids.npy")}
+        for manifest in manifests
+    ]
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+
+
 def _remove_outdated_work(folder: Path, name: str, origin: str) -> None:
     """Removes the work of other folders with this origin, unless a process is at it.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from torch_rnn.data import teaching
 from torch_rnn.data.batches import RaggedSequences
-from torch_rnn.data.cache import cached
+from torch_rnn.data.cache import cached, digest_of_ids
 from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.formats import documents
@@ -211,6 +211,11 @@ class Corpus(SequenceData):
             self.add_split(split, sequences, labels)
         sizes = ", ".join(f"{split} {len(labels):,}" for split, (_, labels) in self.splits.items())
         log.info("%s: %s texts; %s words", self.name, sizes, f"{len(self.vocabulary):,}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns digests of the vocabulary, of all lengths and labels, and of all tokens."""
+        folders = [folder for folder in (self.tokens, self.more_tokens) if folder is not None]
+        return super().fingerprint() | {"tokens": digest_of_ids(*folders)}
 
     def _evidence(self, split: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
         if not self.evidence or split != "train":

@@ -85,7 +85,11 @@ class SequenceData(LightningDataModule):
         self.splits[split] = (sequences, labels)
 
     def fingerprint(self) -> dict[str, str]:
-        """Returns digests of the vocabulary and of all lengths and labels, which identify these data."""
+        """Returns digests of the vocabulary and of all sequences and labels, by name.
+
+        A run is only resumed on data with the same digests. Of `RaggedSequences`, which may be larger than
+        memory, only the lengths count.
+        """
         digests = {}
         if self.vocabulary is not None:
             words = "\n".join(self.vocabulary.words).encode("utf-8", "surrogatepass")
@@ -94,10 +98,13 @@ class SequenceData(LightningDataModule):
         for split in sorted(self.splits):
             sequences, labels = self.splits[split]
             digest.update(lengths_of(sequences).astype(np.int64).data)
+            if not isinstance(sequences, RaggedSequences):
+                for x in sequences:
+                    digest.update(np.ascontiguousarray(x).data)
             if not isinstance(labels, np.ndarray):
                 labels = np.concatenate([np.atleast_1d(y) for y in labels])
             digest.update(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64).data)
-        return {**digests, "data": digest.hexdigest()}
+        return {**digests, "sequences": digest.hexdigest()}
 
     def check_compatible(self, rnn: RNN) -> None:
         """Raises RunError if the outputs of the rnn do not match the labels of these data."""

@@ -71,7 +71,7 @@ class IMDBStream(TextStream):
 
     def fingerprint(self) -> dict[str, str]:
         digests = super().fingerprint()
-        return digests | {"data": hashlib.sha256(self._ids["train"].data).hexdigest()}
+        return digests | {"tokens": hashlib.sha256(self._ids["train"].data).hexdigest()}
 
 
 def one_text(parts: list[tuple[Tokens, np.ndarray]]) -> np.ndarray:

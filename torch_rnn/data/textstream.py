@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from torch_rnn.data.batches import WHOLE_BATCH, Loader, Shard, StoredIds
-from torch_rnn.data.cache import cached
+from torch_rnn.data.cache import cached, digest_of_ids
 from torch_rnn.data.datamodule import check_positive
 from torch_rnn.data.documents import file_fingerprint
 from torch_rnn.data.shakespeare import find_shakespeare
@@ -157,11 +157,9 @@ class TextStream(LightningDataModule):
     def fingerprint(self) -> dict[str, str]:
         """Returns digests of the vocabulary and of the ids of all splits, which identify these data."""
         words = "\n".join(self.vocabulary.words).encode("utf-8", "surrogatepass")
-        manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        ids = {name: digest for name, digest in manifest["sha256"].items() if name.endswith("_ids.npy")}
         return {
             "vocabulary": hashlib.sha256(words).hexdigest(),
-            "data": hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest(),
+            "tokens": digest_of_ids(self.folder),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ h[t] = tanh(Wxh x[t] + Whh h[t-1] + bh)          y = Why h[T] + by
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,18 +216,21 @@ class RNN(nn.Module):
     def predict(
         self, x: Tensor | ArrayLike, lengths: Tensor | None = None, h0: Tensor | None = None
     ) -> Tensor:
-        """Returns the most probable classes, int64 (B,), or (B, T) with the readout "every".
+        """Returns the most probable classes, int64 (B,), or (B, T) with the readout "every". Dropout is off.
 
         x is what `forward` takes, or an array or nested list of that shape and type; for one sequence the
         result has no B. Texts are labelled by `torch_rnn.TextClassifier`.
         """
-        return most_probable(self(self._as_tensor(x), lengths, h0))
+        with _dropout_off(self):
+            return most_probable(self(self._as_tensor(x), lengths, h0))
 
     @torch.no_grad()
     def evaluate(
         self, x: Sequence[ArrayLike], y: Sequence[ArrayLike], batch_size: int = 32
     ) -> tuple[float, float]:
         """Returns the mean loss and the accuracy over all scored outputs, as `NumpyRNN.evaluate` does.
+
+        Dropout is off, in training mode too.
 
         Args:
             x: sequences of (T, D) floats or (T,) ids, of any lengths.
@@ -245,7 +249,8 @@ class RNN(nn.Module):
             examples = [self._as_example(x_n, y_n) for x_n, y_n in zip(x[batch], y[batch], strict=True)]
             sequences, labels = zip(*examples, strict=True)
             lengths = torch.tensor([len(x_n) for x_n in sequences])
-            logits = self(pad_sequence(sequences, batch_first=True), lengths)
+            with _dropout_off(self):
+                logits = self(pad_sequence(sequences, batch_first=True), lengths)
             if self.readout == "every":
                 logits = logits[real_steps(lengths, logits.shape[1]).to(logits.device)]
             flat = torch.cat([label.reshape(-1) for label in labels])
@@ -515,6 +520,17 @@ class RNN(nn.Module):
             y = y.long()
         check_labels(y, x.shape[:1] if self.readout == "every" else (), self.output_size)
         return x, y.to(self.Wxh.device)
+
+
+@contextmanager
+def _dropout_off(rnn: RNN) -> Iterator[None]:
+    """Sets the RNN to evaluation mode for a while."""
+    training = rnn.training
+    rnn.eval()
+    try:
+        yield
+    finally:
+        rnn.train(training)
 
 
 def model_file(path: str | os.PathLike) -> Path:

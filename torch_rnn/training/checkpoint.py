@@ -20,7 +20,7 @@ from torch_rnn.training.checkpoint_file import FOLDER, LAST
 from torch_rnn.training.lightning_state import continue_with_next_step, continue_with_validation
 from torch_rnn.training.loggers import logs
 from torch_rnn.training.metrics import Metrics
-from torch_rnn.training.resume import check_same_run, is_longer
+from torch_rnn.training.resume import check_same_data, is_longer
 from torch_rnn.training.seeding import seed_step
 from torch_rnn.training.signals import Stop, Stopped
 
@@ -90,7 +90,7 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        check_same_run(checkpoint["data"], self._data)
+        check_same_data(checkpoint["data"], self._data)
         if self.metrics:
             self.metrics.restore(checkpoint["metrics"])
         longer = is_longer(checkpoint["settings"], self.settings)

@@ -38,7 +38,7 @@ def run_settings(config: Any, name: str = "") -> dict[str, Any]:
 
 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises RunError for the first setting, or digest of data, that has changed and may not."""
+    """Raises RunError for the first setting that has changed and may not."""
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name) or MAY_CHANGE.fullmatch(name):
             continue
@@ -55,6 +55,15 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise RunError(
             f"{name} is {now.get(name)} and was {before.get(name)} in the run so far{why}; go on with its "
             f"own settings, or start another with --trainer.default_root_dir"
+        )
+
+
+def check_same_data(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises RunError if the digests of the data have changed; names what they are of."""
+    if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        raise RunError(
+            f"the data have changed since the checkpoint was written: other {', other '.join(changed)}; "
+            "restore them, or start another run with --trainer.default_root_dir"
         )
 
 

@@ -62,7 +62,7 @@ def check_same_data(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raises RunError if the digests of the data have changed; names what they are of."""
     if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
         raise RunError(
-            f"the data have changed since the checkpoint was written: other {', other '.join(changed)}; "
+            f"the data have changed since the checkpoint: other {', other '.join(changed)}; "
             "restore them, or start another run with --trainer.default_root_dir"
         )
 

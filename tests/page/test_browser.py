@@ -233,6 +233,27 @@ def test_test_texts_can_be_chosen_and_slow_points_moved(browser, predicted):
     check_nothing_went_wrong(browser, path)
 
 
+def test_the_arrow_points_along_why(browser, predicted):
+    """Its head is at the end with the text, whose offset from the other end has y downwards."""
+    made, path, _ = predicted("two layers")
+    open_page(browser, path)
+    show = """
+    const plot = document.getElementById("path");
+    plot.scrollIntoView();
+    const [x, y] = DATA.states.readout.at(-1);
+    const ready = () => {
+      if (!plot.layout) { requestAnimationFrame(ready); return; }
+      const [{ ax, ay, arrowside, startarrowhead }] = plot.layout.annotations;
+      arguments[0](arrowside === "start" && startarrowhead > 0 ? [x, y, ax, ay] : []);
+    };
+    ready();
+    """
+    x, y, ax, ay = browser.execute_async_script(show)
+    assert np.allclose([ax, -ay], 46 * np.array([x, y]) / np.hypot(x, y))
+    Why = made.rnn.Why[0].detach().numpy()
+    assert 0 < np.hypot(x, y) <= np.linalg.norm(Why) * (1 + 1e-5)
+
+
 def test_another_class_can_be_shown(browser, predicted):
     _, path, _ = predicted("three classes")
     open_page(browser, path)

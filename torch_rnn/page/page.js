@@ -872,7 +872,9 @@ function spacePlot() {
   };
 }
 
-/** Returns an arrow along Why: the direction in which the logit of the second class grows. */
+/** Returns an arrow along Why: the direction in which the logit of the second class grows.
+ *
+ * Its head is at the end with the text, (ax, ay) from the other; ay grows downwards. */
 function readoutArrow(readout) {
   const [x, y] = readout.length === 1 ? readout[0] : readout[1].map((value, i) => value - readout[0][i]);
   const norm = Math.hypot(x, y) || 1;
@@ -882,10 +884,10 @@ function readoutArrow(readout) {
       yref: "paper",
       axref: "pixel",
       ayref: "pixel",
-      x: 0.9,
+      x: 0.85,
       y: 0.1,
-      ax: (-46 * x) / norm,
-      ay: (46 * y) / norm,
+      ax: (46 * x) / norm,
+      ay: (-46 * y) / norm,
       arrowcolor: colour("text"),
       arrowwidth: 1.6,
       arrowhead: 0,

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "torch_rnn"
@@ -65,3 +66,12 @@ def test_no_import_changes_how_a_setting_is_read():
         "assert typing.get_args(batches)[:2] == (int, float), batches"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """Such as that of a clone, in the folder that holds it."""
+    (tmp_path / "torch_rnn").mkdir()
+    command = [sys.executable, "-c", "import torch_rnn; print(torch_rnn.__version__, torch_rnn.RNN)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert version("torch_rnn") == done.stdout.split()[0]

@@ -6,6 +6,7 @@ module around it, data turns texts into batches, training fits a module to them,
 
 from torch_rnn import lazy
 
+__version__ = "0.1.0"
 __all__ = ["RNN", "NumpyRNN", "TextClassifier", "TextGenerator", "compat", "recurrence"]
 __getattr__ = lazy.loader(
     __name__,

@@ -24,7 +24,8 @@ def write_atomically(
             os.replace(path, keep)
         os.replace(part, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # errors of write() have no file name
+        if error.filename is None or os.fspath(error.filename) == os.fspath(part):  # write() gives no name
+            error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)

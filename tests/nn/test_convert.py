@@ -55,6 +55,8 @@ def test_from_torch_gives_a_bias_where_one_of_the_two_has_none():
 def test_refuses_what_torch_cannot_represent():
     with pytest.raises(ValueError, match=r"linear takes 5 features; this rnn gives 8"):
         RNN.from_torch(nn.RNN(D, H, bidirectional=True), nn.Linear(5, C))
+    with pytest.raises(TypeError, match=r"rnn is of the type LSTM; it must be an nn\.RNN"):
+        RNN.from_torch(nn.LSTM(D, H), nn.Linear(H, C))
     with pytest.raises(ValueError, match=r"nonlinearity is 'linear'; torch\.nn\.RNN has tanh and relu"):
         RNN(D, H, C, nonlinearity="linear").to_torch()
 

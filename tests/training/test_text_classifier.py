@@ -65,5 +65,8 @@ def test_refuses_bad_input(tmp_path):
     RNN(2, 2, 1).save(tmp_path / "numbers", dataset="addition")
     with pytest.raises(ValueError, match="was trained on addition, not on text"):
         TextClassifier.load(tmp_path / "numbers")
+    RNN(2, 2, 2).save(tmp_path / "writes", dataset="text", language={"vocabulary": [], "tokens": "words"})
+    with pytest.raises(ValueError, match=r"writes is a language model, which scripts/sample.py lets write"):
+        TextClassifier.load(tmp_path / "writes")
     with pytest.raises(FileNotFoundError, match=r"missing"):
         TextClassifier.load(tmp_path / "missing")

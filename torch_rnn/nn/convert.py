@@ -27,8 +27,13 @@ def _torch_names(num_layers: int, bidirectional: bool) -> list[tuple[str, str]]:
 def from_torch(rnn: nn.RNN, linear: nn.Linear) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns the settings and tensors of torch.nn's modules. The two biases of nn.RNN are summed.
 
-    Raises ValueError if the sizes of the modules do not match.
+    Raises TypeError for other modules, such as nn.LSTM, and ValueError if their sizes do not match.
     """
+    for name, module, kind in (("rnn", rnn, nn.RNN), ("linear", linear, nn.Linear)):
+        if not isinstance(module, kind):
+            raise TypeError(
+                f"{name} is of the type {type(module).__name__}; it must be an nn.{kind.__name__}"
+            )
     width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     if linear.in_features != width:
         raise ValueError(f"linear takes {linear.in_features} features; this rnn gives {width}")

@@ -380,7 +380,8 @@ class RNN(nn.Module):
     ) -> "RNN":
         """Makes an RNN with copies of the weights of torch.nn's modules; nn.RNN's two biases are summed.
 
-        Where one of the modules has no bias, it gets one of zeros. Raises ValueError where they do not fit.
+        Where one of the modules has no bias, it gets one of zeros. Raises TypeError for other modules, and
+        ValueError where their sizes do not fit.
         """
         settings, tensors = from_torch(rnn, linear)
         like = {"dtype": tensors["Why"].dtype, "device": tensors["Why"].device}

@@ -42,7 +42,10 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         data = json.loads(header["__metadata__"]["torch_rnn"])
         digest = data.pop("sha256").encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a weights file of torch_rnn, or its header is damaged") from error
+        hint = "; name the run's folder, or its model.safetensors" if Path(path).suffix == ".ckpt" else ""
+        raise ValueError(
+            f"{path} is not a weights file of torch_rnn, or its header is damaged{hint}"
+        ) from error
     if hashlib.sha256(blob.replace(digest, NO_DIGEST.encode(), 1)).hexdigest().encode() != digest:
         raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
     try:

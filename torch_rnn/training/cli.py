@@ -3,6 +3,7 @@
 Configuration enters here; below are plain keyword arguments.
 """
 
+import difflib
 import logging
 import re
 import sys
@@ -55,11 +56,23 @@ class Task(NamedTuple):
     """The base class of the data modules."""
     links: tuple[str, ...]
     """The attributes of the data that are arguments of the model."""
+    data_sets: tuple[str, ...]
+    """The names of the data sets in `torch_rnn.data`."""
+
+    def help(self) -> str:
+        """Returns how to list the settings of the data, which --help does not."""
+        *first, last = (f"torch_rnn.data.{name}" for name in self.data_sets)
+        return f"The settings of the data: --data.help CLASS, with the CLASS {', '.join(first)} or {last}."
 
 
 TASKS = {
-    "classification": Task(Classifier, SequenceData, ("input_size", "n_classes", "evidence")),
-    "language": Task(LanguageModel, TextStream, ("input_size", "tokens")),
+    "classification": Task(
+        Classifier,
+        SequenceData,
+        ("input_size", "n_classes", "evidence"),
+        ("IMDB", "TextFiles", "Grammar", "Addition"),
+    ),
+    "language": Task(LanguageModel, TextStream, ("input_size", "tokens"), ("TextStream", "IMDBStream")),
 }
 
 
@@ -76,8 +89,16 @@ class Parser(LightningArgumentParser):
     """Answers a setting that it cannot parse with one sentence and exit status 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"error: {one_sentence(message)}; --help lists every setting", file=sys.stderr)
+        hint = self._similar(message) or "--help lists the settings, --data.help CLASS those of the data"
+        print(f"error: {one_sentence(message)}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+
+    def _similar(self, message: str) -> str:
+        """Returns a question that names a setting similar to an unknown one; an empty string if none is."""
+        unknown = re.search(r"nrecognized arguments: (--[\w.]+)", message)
+        names = self._option_string_actions if unknown else {}
+        found = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.8) if unknown else []
+        return f"did you mean {found[0]}?" if found else ""
 
 
 class CLI(LightningCLI):
@@ -97,7 +118,7 @@ class CLI(LightningCLI):
                 auto_configure_optimizers=False,
                 args=list(arguments),
                 parser_class=Parser,
-                parser_kwargs={"allow_abbrev": False},
+                parser_kwargs={"allow_abbrev": False, "epilog": task.help()},
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
             )
@@ -200,6 +221,9 @@ def one_sentence(message: str) -> str:
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     if key and value and (allowed := _allowed(message)):
         return f"{key[1]} is {value[1].strip()}; it must be {' or '.join(allowed)}"
+    if required := re.search(r"following arguments are required: ([\w, ]+)", message):
+        names = ", ".join(f"--data.{name}" for name in required[1].split(", "))  # only data require any
+        return f"the following arguments are required: {names}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     beside = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class|$")
     return " ".join(line for line in lines if not beside.match(line)).rstrip(".") or message

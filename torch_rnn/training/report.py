@@ -139,7 +139,8 @@ def print_results(found: Mapping[str, Any], remarks: list[str], console: Console
         if split in found:
             table.add_row(split, *(FORMATS[name].format(found[split][name]) for name in columns))
     console.print(table)
-    console.print(f"These are the scores of the best checkpoint, that of epoch {found['best_epoch']}.")
+    best, epochs = found["best_epoch"], found["epochs"]
+    console.print(f"These are the scores of the best checkpoint, after {best} of {epochs} epochs.")
     console.print(
         f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
         f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"

@@ -44,7 +44,10 @@ class TextClassifier:
         rnn = RNN.load(path, backend=backend, device=device)
         _, about = load_weights(path)
         if "text" not in about:
-            raise ValueError(f"{path} was trained on {about.get('dataset', 'other data')}, not on text")
+            other = "is a language model, which scripts/sample.py lets write"
+            if "language" not in about:
+                other = f"was trained on {about.get('dataset', 'other data')}, not on texts with labels"
+            raise ValueError(f"{path} {other}")
         vocabulary = Vocabulary(about["text"]["vocabulary"])
         if len(vocabulary) > rnn.input_size:
             raise ValueError(

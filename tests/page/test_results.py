@@ -49,6 +49,18 @@ def test_calibration_counts_each_output_once_and_is_exact_where_the_probabilitie
     assert wrong["error"] == 1
 
 
+def test_the_line_stands_at_the_lower_loss_of_the_best_accuracies(tmp_path):
+    scores = enumerate(((0.8, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6)))
+    rows = [
+        {"step": str(10 * i), "validation/accuracy": str(accuracy), "validation/loss": str(loss)}
+        for i, (accuracy, loss) in scores
+    ]
+    rows.append({"step": "30", "train/disagreement": "0.25"})
+    found = curves(read_run(tmp_path, make_run(tmp_path).data)._replace(metrics=rows))
+    assert found["best"] == 20
+    assert found["train/disagreement"] == {"steps": [30], "values": [0.25]}
+
+
 def test_curves_have_what_was_logged_and_the_learning_rate(tmp_path):
     run = read_run(tmp_path, make_run(tmp_path).data)
     found = curves(run)

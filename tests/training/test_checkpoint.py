@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import file_trials
 import pytest
@@ -185,6 +186,17 @@ def test_a_run_goes_on_with_or_without_cuda_graphs():
     check_same_run(run_settings(before), run_settings(now))
     in_an_older_checkpoint = {"model.hidden_size": 8, "model.cuda_graph": True}
     check_same_run(in_an_older_checkpoint, run_settings(now))
+
+
+def test_of_equally_accurate_weights_those_with_the_lower_loss_are_kept(monkeypatch):
+    monkeypatch.setattr("torch_rnn.training.checkpoint._is_in_fit", lambda trainer: True)
+    checkpoints, model = Checkpoints(), torch.nn.Linear(1, 1)
+    for epoch, (accuracy, loss) in enumerate(((0.8, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.9, 0.4))):
+        scores = {"validation/accuracy": torch.tensor(accuracy), "validation/loss": torch.tensor(loss)}
+        torch.nn.init.constant_(model.weight, epoch)
+        checkpoints.on_validation_end(SimpleNamespace(callback_metrics=scores, current_epoch=epoch), model)
+    assert checkpoints.best_epoch == 3
+    assert checkpoints.best["weight"].item() == 2
 
 
 @pytest.mark.bad_input

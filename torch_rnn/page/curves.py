@@ -12,7 +12,7 @@ MAX_POINTS = 2000
 NAMES = (
     "train/batch_loss", "train/loss", "validation/loss", "train/accuracy", "validation/accuracy",
     "train/bits_per_character", "validation/bits_per_character", "train/perplexity", "validation/perplexity",
-    "train/gradient_norm",
+    "train/gradient_norm", "train/disagreement",
 )  # fmt: skip
 
 
@@ -64,5 +64,6 @@ def _best(run: FinishedRun) -> int | None:
     monitor = run.settings.get("checkpoint", {}).get("monitor", "validation/accuracy")
     if not rows or monitor not in rows[0]:
         return None
-    values = [float(row[monitor]) for row in rows]
-    return int(rows[int(np.argmax(values) if monitor.endswith("accuracy") else np.argmin(values))]["step"])
+    sign = 1 if monitor.endswith("accuracy") else -1
+    best = max(rows, key=lambda row: (sign * float(row[monitor]), -float(row["validation/loss"])))
+    return int(best["step"])

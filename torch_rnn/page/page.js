@@ -630,6 +630,13 @@ function showCurves() {
     ],
     layout: curveLayout(measure, { yaxis: scoreAxis(measure, name) }),
   }));
+  if (DATA.curves["train/disagreement"].steps.length === 0) byId("curve-disagreement").remove();
+  else {
+    plot("curve-disagreement", () => ({
+      traces: [curve("train/disagreement", "train", { line: { color: colour("down"), width: 2 }, ...points })],
+      layout: curveLayout("disagreement with the evidence", { showlegend: false }),
+    }));
+  }
   plot("curve-norm", () => ({
     traces: [curve("train/gradient_norm", "norm", { line: { color: colour("up"), width: 1.2 } })],
     layout: curveLayout("gradient norm, before clipping", {

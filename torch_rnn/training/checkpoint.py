@@ -51,7 +51,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"seconds is {seconds}; it must be in 0..60")
         self.monitor, self.seconds = monitor, seconds
         self.best: dict[str, Tensor] | None = None
-        self.score, self.best_epoch = -float("inf"), 0
+        self.score, self.best_epoch = (-math.inf, -math.inf), 0
         self.seed = 0
         self.stop = Stop()
         self.metrics: Metrics | None = None
@@ -70,7 +70,7 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "score": self.score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.score = state_dict["best"], state_dict["score"]
+        self.best, self.score = state_dict["best"], tuple(state_dict["score"])
         self.best_epoch = state_dict["best_epoch"]
 
     def on_save_checkpoint(
@@ -131,7 +131,8 @@ class Checkpoints(Checkpoint):
         if not _is_in_fit(trainer):
             return
         self._agreement.soon()
-        score = SIGNS[self.monitor] * float(trainer.callback_metrics[self.monitor])
+        monitored, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "validation/loss"))
+        score = SIGNS[self.monitor] * monitored, -loss  # of equals, that with the lower loss
         if score > self.score:
             self.score, self.best_epoch = score, trainer.current_epoch + 1
             self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

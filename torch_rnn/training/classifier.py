@@ -55,7 +55,8 @@ class Classifier(TrainedRNN):
         weight_decay: the fraction of each matrix that "adamw" subtracts in a step, times the learning rate;
             biases do not decay.
         start_from: a run's folder, or its model.safetensors, whose Wxh, Whh and bh are taken over as the
-            start, and by name whatever else fits. It must have the same vocabulary.
+            start, and by name whatever else fits; `init` and the scales act on the other weights. It must
+            have the same vocabulary.
         start_learning_rate: of the weights that are taken over; null for `learning_rate`.
         cuda_graph: replays a step as two CUDA graphs, which saves the host's time: the forward and backward
             pass, one graph for each shape of a batch, then clipping and the optimiser's update. Needs one

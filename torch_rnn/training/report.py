@@ -171,9 +171,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     }
     measured = {name for row in rows for name, value in row.items() if value}
     panels = {title: curves for title, curves in panels.items() if measured & curves.keys()}
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6))
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), squeeze=False)
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.91, wspace=0.22)
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for name, label in curves.items():
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
             fine = {"linewidth": 0.7, "alpha": 0.6, "color": "0.6"} if label == "batch" else {"marker": "."}
@@ -181,7 +181,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[-1].set_yscale("log")
+        if "train/gradient_norm" in curves:
+            axis.set_yscale("log")
     write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=130))
     plt.close(figure)
 

@@ -27,11 +27,15 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from torch_rnn.files import write_atomically
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed, too
+
+from torch_rnn.files import write_atomically  # noqa: E402
+
 SCRIPTS, TRIALS = ROOT / "scripts", ROOT / "tests" / "gpu_trials.py"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+GRAPHED = ("test_graphed", "test_graphed_update")
+"""The tests of training that need neither torchtext nor jsonargparse."""
 COLOURS = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
 TOTAL = 590
 """Seconds for all checks: a check is stopped then, and the later ones are skipped."""
@@ -101,6 +105,10 @@ def checks(work: Path) -> list[Check]:
             "compare_numpy", script("compare_numpy", "--device", "cuda", "--json", numpy),
             partial(read_compare_numpy, numpy), 60, ("lightning", "torchtext"),
         ),
+        Check(
+            "tests of CUDA graphs", [*marked, *(str(tests / "training" / f"{name}.py") for name in GRAPHED)],
+            read_pytest, 90, ("pytest", "lightning"), False, deterministic,
+        ),
         *(
             Check(
                 f"benchmark, {dtype}",
@@ -115,7 +123,12 @@ def checks(work: Path) -> list[Check]:
             partial(read_training, work / "quickstart", 0.95), 60, training, False,
         ),
         Check(
-            "tests of the module and of training", [*marked, str(tests / "nn"), str(tests / "training")],
+            "tests of the module", [*marked, str(tests / "nn")],
+            read_pytest, 60, ("pytest",), False, deterministic,
+        ),
+        Check(
+            "tests of training",
+            [*marked, str(tests / "training"), *(f"--ignore-glob=*/{name}.py" for name in GRAPHED)],
             read_pytest, 60, ("pytest", *training), False, deterministic,
         ),
         *(

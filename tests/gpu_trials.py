@@ -26,6 +26,8 @@ AUTO = (
     *((H, torch.float32, True) for H in (32, 64, 128, 300)),
 )
 """Hidden size, dtype, and whether autocast with bfloat16 is on."""
+SMALL = (4, 5, 16, True), (4, 5, 37, False), (3, 5, 128, True)
+"""B, T, H and whether the input is ids: a warp, two warps with padding, and the largest block."""
 Figures = dict[str, float | int | str]
 
 
@@ -71,7 +73,7 @@ def ladder_trial(backend: str, device: str = "cuda", shapes: int | None = None) 
                 for f in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
                     if f == "tanh" or i < 2:  # each has kernels of its own, which take seconds to compile
                         rungs[f"rung 3 {f}"] = (ladder.rung_3, (backend, shape, dtype, f, device))
-                if dtype is torch.float32:
+                if dtype is torch.float32 and shape.B * shape.T > 1:  # eager may be right on one number
                     rungs["bf16"] = (rung_3_in_bf16, (backend, shape, device))
             for name, (rung, arguments) in rungs.items():
                 kind = "bf16" if name == "bf16" else str(dtype).removeprefix("torch.")
@@ -207,7 +209,9 @@ def small_trial(device: str = "cuda") -> tuple[Figures, list[str]]:
     backends = [name for name in available(device) if name not in ("eager", "bptt", "cudnn")]
     problems = [] if backends else ["none of this package's kernels runs here"]
     for backend in backends:
-        for shape in ladder.SHAPES[4:6]:
+        for B, T, H, ids in SMALL:
+            D = 40_000 if H == 128 else 6  # beyond 16 bits, ids are sorted as wider keys
+            shape = ladder.Shape(B, T, D, H, ids, lengths=tuple(range(T, T - B, -1)))
             arguments = (backend, shape, torch.float32, "tanh", device)
             problems += problem(f"{backend}, {shape}", ladder.states_and_gradients, *arguments)
             with torch.autocast(device, torch.bfloat16):

@@ -89,7 +89,8 @@ def test_pytorchs_own_samples(ours_computes, packed, training, dtype):
 def test_pytorchs_own_errors():
     samples = common.module_error_inputs_torch_nn_RNN_GRU(None, "cpu", torch.float32, False, True)
     samples += common.get_module_error_inputs(None) if hasattr(common, "get_module_error_inputs") else []
-    assert len(samples) >= 8
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    assert len(samples) >= (8 if version >= (2, 11) else 2)
     for sample in samples:
         constructor, given = (
             sample.module_error_input.constructor_input,

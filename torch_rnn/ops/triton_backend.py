@@ -105,9 +105,13 @@ def plan(H: int, dtype: torch.dtype, precision: str, device: torch.device) -> Pl
     # The AHEAD steps together take longer than memory. For the interpreter, more of them only take time.
     constants |= {"ROWS": 1, "AHEAD": 2 if interpreted() else 32 // size, "maxnreg": 255}
     sums = P * size <= 512
-    forward_warps = max(P // 32, P * P * size // 16384, 1)
-    backward_warps = max(P * P * size**2 // 32768, 1) if sums else forward_warps
-    forward = constants | {"UNROLL": 8 if P <= 32 else 4, "num_warps": forward_warps}
+    warps = max(P // 32, P * P * size // 16384, 1)
+    forward = constants | {"UNROLL": 8 if P <= 32 else 4, "num_warps": warps}
+    if size == 8:  # tanh has 17 divisions: code of several steps takes minutes to compile
+        forward["UNROLL"] = 1
+    if P * size == 1024:  # and registers beside those of Whh, of which 512 threads have 128 each
+        forward |= {"num_warps": 16, "maxnreg": 128}
+    backward_warps = max(P * P * size**2 // 32768, 1) if sums else warps
     backward = constants | {"UNROLL": 2, "num_warps": backward_warps}
     return Plan(1, sums, forward, backward)
 

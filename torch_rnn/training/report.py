@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from rich.console import Console
 from rich.table import Table
 
+from torch_rnn import __version__
 from torch_rnn.data.batches import Batch
 from torch_rnn.devices import device_name
 from torch_rnn.files import write_atomically
@@ -30,7 +31,7 @@ FORMATS = {
     "n": "{:,}",
 }
 """The figures of a split in the order of the table."""
-PACKAGES = ("torch", "lightning", "torchtext", "numpy", "torch_rnn")
+PACKAGES = ("torch", "lightning", "torchtext", "numpy")
 
 
 class Clock(Callback):
@@ -118,7 +119,7 @@ def results(
         "tokens_per_second": round(clock.tokens / clock.seconds) if clock.seconds else 0,
         "peak_memory": _peak_memory(device),
         "device": device_name(device),
-        "versions": {"python": platform.python_version()}
+        "versions": {"python": platform.python_version(), "torch_rnn": __version__}
         | {name: metadata.version(name) for name in PACKAGES},
     }
 

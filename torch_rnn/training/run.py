@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -252,9 +253,11 @@ def configure_output() -> None:
     """Prints one plain line a message, without Lightning's advertisements and advice that does not apply."""
     level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    for package in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{package}.utilities.rank_zero").addFilter(
+            # A lower precision of products is chosen by trainer.precision.
+            lambda record: not re.search("Tip:|set_float32_matmul_precision", record.getMessage())
+        )
     for message in (
         ".*does not have many workers.*",  # a batch is ready in 1 ms
         "LightningCLI's args parameter",  # `entry.config_first` changes the arguments

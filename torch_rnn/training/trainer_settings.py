@@ -3,14 +3,16 @@
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from torch_rnn.errors import RunError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 REFUSED = {
     "enable_checkpointing": (False, "the run always saves itself; see checkpoint.seconds"),
@@ -39,7 +41,7 @@ REFUSED_CALLBACKS = {
 AT_LEAST_1 = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch")
 
 
-def check_trainer(settings: Namespace, scores: Sequence[str]) -> None:
+def check_trainer(settings: "Namespace", scores: Sequence[str]) -> None:
     """Raises RunError for the first setting that a run cannot obey.
 
     Args:
@@ -117,7 +119,7 @@ def check_packages(trainer: Trainer) -> None:
                 raise RunError("DeviceStatsMonitor needs a package that is not installed: pip install psutil")
 
 
-def _check_numbers(settings: Namespace) -> None:
+def _check_numbers(settings: "Namespace") -> None:
     clip = settings.gradient_clip_val
     if clip is not None and not 0 <= clip < math.inf:
         raise RunError(f"trainer.gradient_clip_val is {clip}; it must be at least 0, and 0 is no clipping")

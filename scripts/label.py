@@ -23,7 +23,7 @@ with ends_quietly():
     from torch_rnn.data.imdb import is_imdb, read_unlabelled, unlabelled_in, unlabelled_reviews
     from torch_rnn.data.teaching import FITTED, Source
     from torch_rnn.errors import RunError
-    from torch_rnn.training.teacher import Mixture, NGramTeacher, labelled, load_run, write_labels
+    from torch_rnn.training.teacher import Mixture, NGramTeacher, labelled, load_run, write_labels, writer
 
 
 class TrainTexts(TextFiles):
@@ -95,6 +95,7 @@ def main() -> int:
             raise RunError(
                 f"--train is {chosen.train}, and no teacher is fitted; add ngrams or vectors to --teacher"
             )
+        writer(chosen.out)  # a teacher may take minutes
         source = texts(chosen)
         teachers = [
             NGramTeacher(name, labelled_texts(name, chosen), unlabelled(chosen, source))

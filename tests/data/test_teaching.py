@@ -294,7 +294,7 @@ def test_settings_that_would_be_ignored_or_are_out_of_range_are_refused(settings
         ("a.jsonl", '{"text": "x", "p_bad": 0.5}', "line 1 is no object with text and p_bad and p_good; scr"),
         ("a.jsonl", '{"text": "x", "p_bad": NaN, "p_good": 1}', "line 1 has p_bad nan; it must be a number"),
         ("folder", "", "folder is a folder, which has no probabilities; it must be a .csv, .tsv, .jsonl or"),
-        ("missing.csv", None, "missing.csv does not exist"),
+        ("missing.csv", None, r"teacher is .*missing.csv; it must be ngrams, vectors or a file that exists"),
     ],
 )
 def test_a_malformed_file_of_probabilities_is_refused(files, name, contents, message):

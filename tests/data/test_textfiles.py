@@ -79,7 +79,7 @@ def test_a_run_does_not_go_on_with_other_texts(tmp_path, capsys):
     write_table(tmp_path / "train.csv", [(" ".join(reversed(text.split())), label) for text, label in texts])
     assert train(files, tmp_path / "run", "--resume=auto") == 2
     assert (
-        "the data have changed since the checkpoint was written: other sequences, other tokens;"
+        "the data have changed since the checkpoint: other sequences, other tokens;"
         in capsys.readouterr().err
     )
 

@@ -275,6 +275,23 @@ def test_what_cannot_be_labelled_is_one_sentence(run, files, tmp_path, monkeypat
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--data.teacher=ngram"], "teacher is ngram; it must be ngrams, vectors or a file that exists"),
+        (["--data.teacher=ngrams"], "the teacher ngrams has no texts to label; name some with --data.unlab"),
+        (["--data.teacher=vectors", "--data.unlabelled=none.csv"], "none.csv does not exist"),
+        (["--trainer.max_epochs=-1"], "schedule is cosine; it needs a length"),
+    ],
+)
+def test_check_refuses_what_the_run_would_refuse(files, tmp_path, settings, message, capsys):
+    cache = f"--data.cache={tmp_path / 'cache'}"
+    assert train(files, tmp_path / "run", cache, *settings, "--model.schedule=cosine", "--check") == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("ngrams*"))
+
+
+@pytest.mark.bad_input
 def test_a_failure_leaves_the_old_file(run, files, tmp_path, monkeypatch):
     (tmp_path / "more.jsonl").write_text('{"text": "x"}\n{"text": 3}\n')
     (tmp_path / "soft.jsonl").write_text("old")
@@ -283,6 +300,7 @@ def test_a_failure_leaves_the_old_file(run, files, tmp_path, monkeypatch):
     assert (tmp_path / "soft.jsonl").read_text() == "old"
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     given[-1] = tmp_path / "soft.parquet"
+    given[3] = tmp_path / "cache"  # nothing is tokenized or fitted before
     assert run("label", "--teacher", "ngrams", "--data", files / "more.jsonl", *given) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more.jsonl", "soft.jsonl"]
 
@@ -293,5 +311,6 @@ def test_without_scikit_learn_a_training_says_so(files, tmp_path, monkeypatch, c
     settings = ["--data.teacher=ngrams", f"--data.unlabelled={files / 'more.jsonl'}"]
     assert train(files, tmp_path / "run", *settings, f"--data.cache={tmp_path / 'cache'}") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line == "error: the teacher ngrams needs scikit-learn: pip install scikit-learn"
-    assert not (tmp_path / "run" / "results.json").exists()
+    assert line.startswith("error: teachers of n-grams, which data.evidence, ")
+    assert line.endswith(" need scikit-learn: pip install scikit-learn")
+    assert not (tmp_path / "cache").exists()

@@ -121,6 +121,8 @@ def test_refuses_bad_settings():
         Classifier(9, 5, learning_rate=0)
     with pytest.raises(ValueError, match="members is 2; it must divide hidden_size, 5, evenly"):
         Classifier(9, 5, members=2)
+    with pytest.raises(ValueError, match=r"hidden_size is 8; .* it must be at least 4 a member: 16"):
+        Classifier(9, 8, members=4, init="integrator")
     with pytest.raises(ValueError, match="members is 2; with start_from it must be 1"):
         Classifier(9, 6, members=2, start_from="a run")
     with pytest.raises(ValueError, match="optimizer is 'lion'; it must be adam, adamw or sgd"):

@@ -14,7 +14,7 @@ from torch_rnn.data.cache import cached, digest_of_ids
 from torch_rnn.data.datamodule import SequenceData, check_positive
 from torch_rnn.data.documents import Documents
 from torch_rnn.data.formats import documents
-from torch_rnn.data.ngrams import NGrams
+from torch_rnn.data.ngrams import NGrams, logistic_regression
 from torch_rnn.data.teaching import Source
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_tokens
@@ -162,10 +162,21 @@ class Corpus(SequenceData):
             )
         self.is_prepared = True
 
+    def _check_needs_of_teacher(self) -> None:
+        """Raises RunError if a package or a file is missing that will be needed after the tokens."""
+        is_fitted = self.teacher in teaching.FITTED
+        if is_fitted or self.distillation or self.pieces or self.evidence:
+            logistic_regression()
+        if is_fitted:
+            self.unlabelled_source()
+        elif self.teacher is not None and not Path(self.teacher).exists():
+            raise RunError(f"teacher is {self.teacher}; it must be ngrams, vectors or a file that exists")
+
     def prepare_tokens(self) -> None:
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""
         if self.tokens is not None:
             return
+        self._check_needs_of_teacher()
         paths, fingerprint, open_splits = self.source()
         recipe = {"source": fingerprint, "tokenizer": TOKENIZER, "torchtext": TORCHTEXT, "format": FORMAT}
         self.tokens = cached(

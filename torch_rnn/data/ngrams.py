@@ -51,7 +51,7 @@ class NGrams:
     @classmethod
     def fit(cls, tokens: Tokens, rows: np.ndarray, n_words: int, n_classes: int) -> "NGrams":
         """Fits on the documents with the numbers `rows`, or on a pseudo-random part that fits into memory."""
-        _logistic_regression()
+        logistic_regression()
         rows = _that_fit_into_memory(tokens, rows, n_words)
         ids, offsets = _take(tokens, rows)
         labels = np.asarray(tokens.labels)[rows]
@@ -199,11 +199,15 @@ class NGrams:
             return cls(int(arrays["n_words"]), arrays["keys"], arrays["weights"], arrays["bias"])
 
 
-def _logistic_regression() -> type:
+def logistic_regression() -> type:
+    """Returns scikit-learn's class. Raises RunError where it is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise RunError("the teacher ngrams needs scikit-learn: pip install scikit-learn") from error
+        raise RunError(
+            "teachers of n-grams, which data.evidence, data.distillation and data.pieces use too, need "
+            "scikit-learn: pip install scikit-learn"
+        ) from error
     return LogisticRegression
 
 
@@ -317,7 +321,7 @@ def _regression(x: "csr_matrix", p: np.ndarray) -> tuple[np.ndarray, float]:
     sure = np.maximum(p, 1 - p) >= SURE
     x = x[sure]
     x.data *= ratios[x.indices]
-    model = _logistic_regression()(C=C, solver="liblinear", dual=True, random_state=0, max_iter=1000)
+    model = logistic_regression()(C=C, solver="liblinear", dual=True, random_state=0, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a solution that is nearly converged is as good
         model.fit(x, p[sure] > 0.5)

@@ -131,8 +131,8 @@ class Checkpoints(Checkpoint):
         if not _is_in_fit(trainer):
             return
         self._agreement.soon()
-        monitored, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "validation/loss"))
-        score = SIGNS[self.monitor] * monitored, -loss  # of equals, that with the lower loss
+        scores = trainer.callback_metrics
+        score = SIGNS[self.monitor] * float(scores[self.monitor]), -float(scores["validation/loss"])
         if score > self.score:
             self.score, self.best_epoch = score, trainer.current_epoch + 1
             self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -99,6 +99,11 @@ class Classifier(TrainedRNN):
         )
         if members < 1 or hidden_size % members:
             raise ValueError(f"members is {members}; it must divide hidden_size, {hidden_size}, evenly")
+        if init == "integrator" and hidden_size < 4 * members:
+            raise ValueError(
+                f"hidden_size is {hidden_size}; with init 'integrator' it must be at least 4 a member: "
+                f"{4 * members}"
+            )
         if members > 1 and start_from is not None:
             raise ValueError(f"members is {members}; with start_from it must be 1")
         self.members, self.evidence = members, evidence

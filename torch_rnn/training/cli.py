@@ -128,6 +128,7 @@ class CLI(LightningCLI):
                 which(rnn.backend, device, dtype, rnn.hidden_size, rnn.nonlinearity)
             check_precision(self.config.trainer.precision, self.trainer.precision)
             check_packages(self.trainer)
+            self.model.check_length(self.trainer)
             if self.model.cuda_graph:
                 check_cuda_graph(self.trainer)
         except RunError:

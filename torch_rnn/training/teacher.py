@@ -106,15 +106,21 @@ def write_labels(path: Path, classes: Sequence[str], batches: Iterable[tuple[lis
     The columns are `text`, and `p_` and the name for each class.
 
     Raises:
-        RunError: The path ends in something else, or pyarrow is missing.
+        RunError: The path ends in something else, its folder or pyarrow is missing.
     """
     columns = [f"p_{name}" for name in classes]
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .jsonl or .parquet")
-    write = _write_lines if path.suffix == ".jsonl" else _parquet_writer(path)
-    written = []
+    write, written = writer(path), []
     write_atomically(path, lambda part: written.append(write(part, columns, batches)))
     return written[0]
+
+
+def writer(path: Path) -> Callable[..., int]:
+    """Returns the function that writes such a file. Raises RunError where `write_labels` would."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .jsonl or .parquet")
+    if not path.parent.is_dir():
+        raise RunError(f"{path} cannot be written, since there is no folder {path.parent}")
+    return _write_lines if path.suffix == ".jsonl" else _parquet_writer(path)
 
 
 def _write_lines(path: Path, columns: Sequence[str], batches: Iterable[tuple[list[str], np.ndarray]]) -> int:

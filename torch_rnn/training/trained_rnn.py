@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -117,13 +117,17 @@ class TrainedRNN(LightningModule):
             optimizer = torch.optim.AdamW(self._groups(), lr=self.learning_rate, fused=fused)
         if self.schedule == "constant":
             return optimizer
+        self.check_length(self.trainer)
         steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
+        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def check_length(self, trainer: Trainer) -> None:
+        """Raises RunError where the schedule needs a length and the trainer sets none."""
+        if self.schedule == "cosine" and trainer.max_epochs == trainer.max_steps == -1:
             raise RunError(
                 "schedule is cosine; it needs a length: set trainer.max_epochs or trainer.max_steps"
             )
-        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self) -> list[dict[str, Any]]:
         """Returns the parameters in groups of one learning rate and one weight decay each."""

@@ -43,8 +43,11 @@ def key_of(gram, bigrams):
     return WORDS + WORDS**2 + bigrams.index(gram[:2]) * WORDS + gram[2]
 
 
+@pytest.mark.parametrize("is_sorted", [True, False])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_it_is_the_definition(classes):
+def test_it_is_the_definition(classes, is_sorted, monkeypatch):
+    if not is_sorted:
+        monkeypatch.setattr("torch_rnn.data.ngrams.SORTED", 0)
     documents, rows = made(classes=classes)
     fitted = np.arange(0, 120, 2)
     model = NGrams.fit(documents, fitted, WORDS, classes)

@@ -28,6 +28,8 @@ ROUNDS = 2
 """Rounds of self-training."""
 MAX_TOKENS = 1 << 25
 """Limit on the tokens to fit on, because all must be in memory."""
+SORTED = 1 << 20
+"""Fewer keys than this are sorted before a search, which is faster; the order of more needs much memory."""
 
 
 class NGrams:
@@ -282,7 +284,7 @@ def _places(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns which keys (n,) are among the sorted ones, and the places there of those that are."""
     if len(among) == 0:
         return np.zeros(len(keys), bool), np.empty(0, np.int64)
-    if len(keys) < 1 << 20:  # in this order the search stays in the cache of the processor
+    if len(keys) < SORTED:  # in this order the search stays in the cache of the processor
         order, places = np.argsort(keys), np.empty(len(keys), np.int64)
         places[order] = np.searchsorted(among, keys[order])
     else:  # the order would need too much memory

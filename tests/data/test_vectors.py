@@ -44,15 +44,63 @@ def test_a_step_goes_up_the_gradient(monkeypatch):
         assert torch.equal(part.values, old)
 
 
+def in_loops(x, share):
+    """Returns what `_trained` does, from the loss in the module's docstring."""
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    texts, ngrams = (torch.randn(n, vectors.SIZE, generator=generator).double().numpy() for n in x.shape)
+    parts = [part / np.linalg.norm(part, axis=1)[:, None] for part in (texts, ngrams)]
+    squares = [np.zeros(n) for n in x.shape]
+    occurrences = share * x.toarray().sum(axis=0)
+    for epoch in range(vectors.EPOCHS):
+        for done, pairs in _steps(x, share, rng):
+            texts, ngrams = (part.copy() for part in parts)
+            gradients = [np.zeros_like(part) for part in parts]
+            for row, text in enumerate(pairs.texts):
+                own = pairs.ngrams[pairs.columns[pairs.rows == row]]
+                for ngram in pairs.ngrams:
+                    in_step = 1 - np.exp(-len(pairs.rows) * occurrences[ngram] / occurrences.sum())
+                    drawn = occurrences[ngram] ** 0.75 / (occurrences**0.75).sum() / in_step
+                    c = texts[text] @ ngrams[ngram]
+                    slope = 6 / (1 + np.exp(6 * c)) if ngram in own else 0
+                    slope -= 5 * len(own) * drawn * 6 / (1 + np.exp(-6 * c))
+                    gradients[0][text] += slope * ngrams[ngram]
+                    gradients[1][ngram] += slope * texts[text]
+            rate = 0.7 * (1 - (epoch + done) / vectors.EPOCHS)
+            for part, square, gradient in zip(parts, squares, gradients, strict=True):
+                for i in np.flatnonzero(gradient.any(axis=1)):
+                    along = gradient[i] - (gradient[i] @ part[i]) * part[i]
+                    square[i] += along @ along
+                    moved = part[i] + rate * along / np.sqrt(square[i])
+                    part[i] = moved / np.linalg.norm(moved)
+    return parts[1]
+
+
+def test_training_is_the_definition(monkeypatch):
+    for name, value in {"SIZE": 5, "EPOCHS": 2, "STEPS": 3, "TEXTS": 4}.items():
+        monkeypatch.setattr(vectors, name, value)
+    x, share = made(n=6, m=8), np.linspace(0.2, 1, 8)
+    np.testing.assert_allclose(_trained(x, share), in_loops(x, share), atol=1e-5)
+
+
+def test_the_recipe_has_every_constant():
+    others = ("RECIPE", "TYPE_CHECKING")
+    constants = {
+        name: value for name, value in vars(vectors).items() if name.isupper() and name not in others
+    }
+    assert sorted(vectors.RECIPE) == sorted(constants.values())
+
+
 def test_an_epoch_has_each_pair_as_often_as_its_share(monkeypatch):
     monkeypatch.setattr("torch_rnn.data.vectors.TEXTS", 16)
     x, share = made(), np.where(np.arange(30) % 3, 1.0, 0.0)
-    seen, done = np.zeros(x.shape), []
+    seen, done, groups = np.zeros(x.shape), [], set()
     for part, pairs in _steps(x, share, np.random.default_rng(0)):
         assert len(pairs.texts) <= 16
         assert torch.equal(pairs.ngrams, pairs.ngrams.unique())
         seen[pairs.texts[pairs.rows], pairs.ngrams[pairs.columns]] += 1
         done.append(part)
+        groups.add(frozenset(pairs.texts.tolist()))
+    assert len(groups) == len(done)  # a text meets others in each step
     assert np.array_equal(seen, x.toarray() * share)
     assert done == sorted(done)
     assert 0 <= done[0] < done[-1] < 1

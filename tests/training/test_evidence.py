@@ -29,7 +29,7 @@ def test_it_is_the_angle_between_what_is_added_and_evidence(directions):
             y.append(added[d][b, :length].numpy())
         y, e = np.concatenate(y).ravel(), np.concatenate(e).ravel()
         cos = y @ e / np.sqrt((y @ y) * (e @ e)) if length else 0
-        assert found[b].item() == pytest.approx(1 - cos, abs=1e-6)
+        assert found[b].item() == pytest.approx(1 - cos, abs=1e-12)
 
 
 def test_scale_and_padding_do_not_count():
@@ -43,10 +43,20 @@ def test_scale_and_padding_do_not_count():
     torch.testing.assert_close(disagreement(scaled, evidence, lengths), expected)
 
 
-def test_a_row_without_evidence_has_no_gradient():
+@pytest.mark.parametrize(("of_added", "of_evidence"), [(1, 0), (0, 1)])
+def test_a_row_without_evidence_or_without_outputs_has_no_gradient(of_added, of_evidence):
     added, evidence = made(1)
-    added[0].requires_grad_()
-    found = disagreement(added, 0 * evidence, torch.tensor(LENGTHS))
+    added = [(of_added * added[0]).requires_grad_()]
+    found = disagreement(added, of_evidence * evidence, torch.tensor(LENGTHS))
     assert found.tolist() == [1] * B
     found.sum().backward()
     assert not added[0].grad.any()
+
+
+def test_sums_over_many_steps_are_not_rounded_to_bfloat16():
+    g = torch.Generator().manual_seed(0)
+    y, noise = torch.randn(2, B, 400, C, generator=g).bfloat16()
+    evidence = torch.stack([y + noise, noise], dim=2)
+    lengths = torch.tensor([400, 399, 300, 200])
+    exact = disagreement([y.double()], evidence.double(), lengths)
+    torch.testing.assert_close(disagreement([y], evidence, lengths), exact.float(), rtol=0, atol=1e-5)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from graphed_trials import DEVICES, Data, assert_same, reviews, trained
+from graphed_trials import DEVICES, Data, assert_same, record, reviews, trained
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -85,6 +85,18 @@ def test_a_second_training_captures_anew(graphed, tmp_path):
     for number in (1, 2):
         trained(model, Data(reviews([(16, 3)], "last")), "cpu", tmp_path)
         assert len(graphed.passes) == len(graphed.updates) == number
+
+
+def test_beyond_the_limit_the_least_recently_used_graph_is_dropped(monkeypatch):
+    monkeypatch.setattr("torch_rnn.training.graphed.MAX_GRAPHS", 2)
+    weight, captured = torch.nn.Parameter(torch.ones(1)), []
+    passes = GraphedPasses(
+        lambda x: ((x * weight).sum(),), [weight], lambda function: captured.append(n) or record(function)
+    )
+    for n in (1, 2, 1, 3, 1, 2):
+        assert passes(torch.ones(n)) == (n,)
+    assert captured == [1, 2, 3, 2]
+    assert len(passes.graphs) == 2
 
 
 def test_widened():

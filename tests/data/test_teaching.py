@@ -1,6 +1,7 @@
 """Training with a teacher's labels of unlabelled texts, and with its evidence of each step."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from teaching_trials import fitted_on, text_rows, texts
 from test_formats import write_folder, write_lines, write_parquet, write_table
 
 from torch_rnn.data import teaching, tokens
+from torch_rnn.data.cache import cached
 from torch_rnn.data.imdb import IMDB
 from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.textfiles import TextFiles
@@ -149,6 +151,50 @@ def test_each_stage_is_made_once(files, monkeypatch):
     assert again.labels == first.labels
     monkeypatch.setattr(teaching, "cached", None)
     first.prepare_data()  # looks for nothing in the cache again
+
+
+FITTED_ON = {"tokens": Path("a"), "validation": 0.1, "more": teaching.Unlabelled(Path("b"), None)}
+
+
+@pytest.fixture
+def folder_of(tmp_path, monkeypatch):
+    """folder_of(teacher, **arguments) returns the folder of `fitted`, but fits nothing."""
+
+    def make_empty(cache, name, recipe, make):
+        return cached(cache, name, recipe, lambda folder, work: None)
+
+    monkeypatch.setattr(teaching, "cached", make_empty)
+    return lambda teacher, **arguments: teaching.fitted(tmp_path, name=teacher, **FITTED_ON | arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": Path("c")},
+        {"validation": 0.2},
+        {"more": None},
+        {"more": teaching.Unlabelled(Path("c"), None)},
+        {"more": teaching.Unlabelled(Path("b"), "known")},
+    ],
+)
+def test_a_teacher_of_other_texts_has_another_folder(folder_of, change):
+    assert folder_of("ngrams") == folder_of("ngrams") != folder_of("ngrams", **change)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "constant", "is_other"),
+    [
+        *(("ngrams", name, True) for name in ("C", "MIN_DOCUMENTS", "ROUNDS", "SURE", "FORMAT")),
+        ("vectors", "RECIPE", True),
+        ("ngrams", "RECIPE", False),
+    ],
+)
+def test_a_teacher_with_another_recipe_has_another_folder(
+    folder_of, monkeypatch, teacher, constant, is_other
+):
+    before = folder_of(teacher)
+    monkeypatch.setattr(teaching, constant, 7)
+    assert (folder_of(teacher) != before) == is_other
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])

@@ -191,6 +191,16 @@ def test_an_integrator_is_the_sum_of_what_it_is_given():
     torch.testing.assert_close(h[1:, :2], added, atol=1e-3, rtol=0.05)
 
 
+@pytest.mark.parametrize("hidden_size", [64, 256])
+def test_what_an_integrator_adds_in_a_step_does_not_depend_on_the_size(hidden_size):
+    torch.manual_seed(0)
+    n = hidden_size // 4
+    Whh = RNN(6, hidden_size, 1, init="integrator").Whh[:n, n:].detach()
+    added = torch.randn(500, hidden_size - n) @ Whh.t()
+    assert added.square().mean().sqrt() == pytest.approx(0.02, rel=0.1)
+    assert Whh.mean().abs() < 0.1 * Whh.std()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_save_and_load(tmp_path, dtype):
     rnn = RNN(6, 4, 3, readout="max", init="seed", input_scale=3, recurrent_scale=0.5, dtype=dtype)

@@ -99,7 +99,7 @@ class Classifier(TrainedRNN):
         )
         if members < 1 or hidden_size % members:
             raise ValueError(f"members is {members}; it must divide hidden_size, {hidden_size}, evenly")
-        if init == "integrator" and hidden_size < 4 * members:
+        if members > 1 and init == "integrator" and hidden_size < 4 * members:
             raise ValueError(
                 f"hidden_size is {hidden_size}; with init 'integrator' it must be at least 4 a member: "
                 f"{4 * members}"

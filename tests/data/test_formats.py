@@ -231,7 +231,12 @@ def test_a_folder_of_shards_without_the_split_is_refused(tmp_path, names):
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.csv", b"", "a.csv has the columns none, and no label and no text; name yours with"),
+        ("a.csv", b"", "a.csv is empty; its first line must name the columns"),
+        (
+            "a.csv",
+            b"text;label\nx;bad\n",
+            "text;label, and no label and no text; write commas",
+        ),
         ("a.csv", b"id,review\n1,x\n", "a.csv has the columns id, review, and no label and no text"),
         ("a.csv", b"text,label\nx,1\ny\n", "a.csv: line 3 has 1 columns; the header has 2"),
         (

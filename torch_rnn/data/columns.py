@@ -76,10 +76,15 @@ class ColumnFile:
 
     def check_columns(self, columns: Collection[str]) -> None:
         """Raises RunError if a column is missing."""
+        if not columns:
+            raise RunError(f"{self.path} is empty; its first line must name the columns")
         if missing := set(self.columns.names) - set(columns):
+            help = self.columns.help
+            if len(columns) == 1 and ";" in (only := next(iter(columns))) and set(only.split(";")) >= missing:
+                help = "write commas between them in place of semicolons, or tabs in a .tsv file"
             raise RunError(
-                f"{self.path} has the columns {', '.join(columns) or 'none'}, and no "
-                f"{' and no '.join(sorted(missing))}; {self.columns.help}"
+                f"{self.path} has the columns {', '.join(columns)}, and no "
+                f"{' and no '.join(sorted(missing))}; {help}"
             )
 
     def document(self, values: Sequence[Any], error: Callable[[str], RunError]) -> Document:

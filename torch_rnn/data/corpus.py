@@ -220,6 +220,8 @@ class Corpus(SequenceData):
         }.items():
             sequences = RaggedSequences(tokens.ids, tokens.offsets, index, self.maxlen, self.max_features)
             self.add_split(split, sequences, labels)
+        if not self.films and (n := int(np.isin(test.keys, train.keys).sum())):
+            log.warning("%s of %s test texts are in the training data, too", f"{n:,}", f"{len(test.keys):,}")
         sizes = ", ".join(f"{split} {len(labels):,}" for split, (_, labels) in self.splits.items())
         log.info("%s: %s texts; %s words", self.name, sizes, f"{len(self.vocabulary):,}")
 

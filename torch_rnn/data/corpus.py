@@ -61,11 +61,11 @@ class Corpus(SequenceData):
             `distillation`, for an unlabelled one that of `teacher`. The texts of a file of labels
             are not cut.
         evidence: The weight in the loss of a teacher's evidence of each step of a training text; 0 for none.
-            It is what the n-grams that end at a step (for the second direction, that begin there) add to the
-            logit of the teacher "ngrams" or "vectors", or without one of the `NGrams` that are fitted on the
-            training texts. An RNN is trained to give each step a share in its logit that is proportional to
-            it (`evidence.disagreement`), which teaches it n-grams that few texts have. Needs the readout last
-            or mean.
+            At each step, a teacher says how much the n-grams that end there add to its logit; for the second
+            direction, those that begin there. It is that of `teacher` if this is "ngrams" or "vectors", and
+            otherwise an `NGrams` that is fitted on the training texts. An RNN is trained to give each step a
+            share in its logit that is proportional to it (`evidence.disagreement`), which teaches it n-grams
+            that few texts have. Needs the readout last or mean.
     """
 
     labels: tuple[str, ...] = ()

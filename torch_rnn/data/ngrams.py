@@ -18,7 +18,7 @@ from torch_rnn.errors import RunError
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-C = 0.3
+INVERSE_PENALTY = 0.3
 """The inverse of the L2 penalty."""
 MIN_DOCUMENTS = 3
 """The number of labelled texts in which an n-gram must be."""
@@ -105,10 +105,10 @@ class NGrams:
         both, gold = _stacked(known, unknown), np.eye(max(self.weights.shape[1], 2))[labels]
         ratios = np.abs([_ratios(known, p) for p in _columns(gold)]).max(axis=0)
         weights = ngram_weights(both, np.minimum(ratios, 1), _columns(gold).T)
-        p = self._halved(weights, both)._probabilities(unknown)
-        return self._fitted(both, np.concatenate([gold, p]))._halved(weights, both)
+        p = self._mean_with(weights, both)._probabilities(unknown)
+        return self._fitted(both, np.concatenate([gold, p]))._mean_with(weights, both)
 
-    def _halved(self, weights: np.ndarray, x: "csr_matrix") -> "NGrams":
+    def _mean_with(self, weights: np.ndarray, x: "csr_matrix") -> "NGrams":
         """Returns the model whose logits are the mean of this one's and of the sums of other weights (m, R),
         which are scaled to the spread of this one's logits on the documents (n, m)."""
         scale = (x @ self.weights).std(axis=0) / np.maximum((x @ weights).std(axis=0), 1e-12)
@@ -117,9 +117,9 @@ class NGrams:
     def _known_and_unknown(
         self, tokens: Tokens, rows: np.ndarray, more: Tokens, index: np.ndarray
     ) -> tuple["csr_matrix", "csr_matrix", np.ndarray]:
-        """Returns the matrices of the labelled and the unlabelled documents that fit into memory together.
+        """Returns the matrix of the labelled documents, that of the unlabelled ones, and the labels.
 
-        After them come the labels of the former.
+        Both are of documents that fit into memory together.
         """
         rows = _that_fit_into_memory(tokens, rows, self.n_words)
         left = MAX_TOKENS - int(np.diff(tokens.offsets)[rows].sum())
@@ -323,7 +323,9 @@ def _regression(x: "csr_matrix", p: np.ndarray) -> tuple[np.ndarray, float]:
     sure = np.maximum(p, 1 - p) >= SURE
     x = x[sure]
     x.data *= ratios[x.indices]
-    model = logistic_regression()(C=C, solver="liblinear", dual=True, random_state=0, max_iter=1000)
+    model = logistic_regression()(
+        C=INVERSE_PENALTY, solver="liblinear", dual=True, random_state=0, max_iter=1000
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a solution that is nearly converged is as good
         model.fit(x, p[sure] > 0.5)

@@ -14,7 +14,7 @@ import numpy as np
 
 from torch_rnn.data.cache import cached
 from torch_rnn.data.documents import Documents
-from torch_rnn.data.ngrams import MIN_DOCUMENTS, ROUNDS, SURE, C, NGrams
+from torch_rnn.data.ngrams import INVERSE_PENALTY, MIN_DOCUMENTS, ROUNDS, SURE, NGrams
 from torch_rnn.data.text import TOKENIZER, TORCHTEXT, Vocabulary
 from torch_rnn.data.tokenizing import write_unlabelled
 from torch_rnn.data.tokens import (
@@ -158,7 +158,12 @@ def cross_fitted(
 
 
 def _recipe(tokens: Path, validation: float, more: Unlabelled | None) -> dict[str, Any]:
-    recipe = {"tokens": tokens.name, "validation": validation, "C": C, "documents": MIN_DOCUMENTS}
+    recipe = {
+        "tokens": tokens.name,
+        "validation": validation,
+        "C": INVERSE_PENALTY,
+        "documents": MIN_DOCUMENTS,
+    }
     if more is not None:
         recipe |= {"unlabelled": more.tokens.name, "film": more.film, "rounds": ROUNDS, "sure": SURE}
     return recipe | {"format": FORMAT}

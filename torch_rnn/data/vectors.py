@@ -36,9 +36,9 @@ TEXTS = 128
 """The number of texts in a step."""
 RATE = 0.7
 """The length of a first step, in radians; the rate goes down to zero."""
-C = 100
+INVERSE_PENALTY = 100
 """The inverse of the L2 penalty of a regression."""
-RECIPE = (SIZE, SHARPNESS, NEGATIVES, EPOCHS, STEPS, TEXTS, RATE, C)
+RECIPE = (SIZE, SHARPNESS, NEGATIVES, EPOCHS, STEPS, TEXTS, RATE, INVERSE_PENALTY)
 """What the weights depend on beside the texts."""
 
 
@@ -89,7 +89,7 @@ def ngram_weights(x: "csr_matrix", share: np.ndarray, labels: np.ndarray) -> np.
     known = x[: len(labels)]
     sizes = np.maximum(known @ share, 1e-6)
     means = (known @ (share[:, None] * vectors)) / sizes[:, None]
-    found = [LogisticRegression(C=C, max_iter=1000).fit(means, column) for column in labels.T]
+    found = [LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(means, column) for column in labels.T]
     return share[:, None] * np.stack([vectors @ r.coef_[0] + r.intercept_[0] for r in found], axis=1)
 
 
@@ -116,7 +116,7 @@ def _step(texts: Vectors, ngrams: Vectors, pairs: Pairs, often: Tensor, others: 
     t, g = texts.values[pairs.texts], ngrams.values[pairs.ngrams]
     cosines = t @ g.T  # (b, u)
     sizes = torch.bincount(pairs.rows, minlength=len(t))
-    # Only the n-grams of this step are the others, so they count by how seldom they are in one.
+    # The n-grams of this step stand for all. Each is divided by the probability that it occurs in a step.
     seldom = 1 / -torch.expm1(-often[pairs.ngrams] * len(pairs.rows))
     weights = NEGATIVES * sizes[:, None] * (others[pairs.ngrams] * seldom)
     slopes = torch.sigmoid(SHARPNESS * cosines).mul_(weights).neg_()

@@ -37,9 +37,10 @@ def draw_weights(rnn: "RNN") -> None:
 
 
 def _integrate(Wxh: Tensor, Whh: Tensor) -> None:
-    """Makes the first quarter of the units sums of the others, as long as their states are small.
+    """Turns the first quarter of the units into integrators, which the other units do not read.
 
-    The others do not read them.
+    Each keeps its own state and adds a small random combination of the other units' states. Where its state
+    is near 0, tanh is nearly linear, and the state is nearly their sum.
     """
     n = len(Whh) // 4
     others = len(Whh) - n

@@ -52,8 +52,8 @@ def joined(rnns: Sequence[RNN]) -> RNN:
 def rows_of_members(n: int, rank: int = 0, world: int = 1) -> list[slice]:
     """Returns which rows of a batch each of n members reads: member k the rows k, k + n, k + 2 n, and so on.
 
-    Of several processes, each has the rows rank, rank + world, ... of the whole batch, and gets the slices of
-    these.
+    With several processes, the slices are those of the process's own rows: rank, rank + world, ... of the
+    whole batch.
     """
     rows = []
     for k in range(n):

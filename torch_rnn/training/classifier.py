@@ -42,7 +42,7 @@ class Classifier(TrainedRNN):
         readout: what the outputs are read from: the "last" state, the "mean" or "max" of the states at real
             steps, or "every" state.
         init: "orthogonal" for semi-orthogonal matrices (Saxe et al., 2014), "seed" for normal * 0.01,
-            "integrator" for the first, with units that begin as slow sums of the others (`RNN`).
+            "integrator" for the former with a quarter of the units as slow sums of the others (`RNN`).
         input_scale: a factor on the initial Wxh of the first layer. The columns that "orthogonal" gives a
             large vocabulary are so short that the states of an untrained RNN are nearly linear.
         recurrent_scale: a factor on the initial Whh.
@@ -208,7 +208,7 @@ class Classifier(TrainedRNN):
             super()._clip(optimizer, limit, algorithm)
 
     def _rate(self, name: str) -> float:
-        # Why has the member's divided by `members`, and so must its steps be.
+        # Why holds each member's readout divided by `members`, so its learning rate is divided, too.
         if name == "Why":
             return super()._rate(name) / self.members
         # The gradient of the mean loss in a member's other weights is that of its own loss divided by

@@ -12,9 +12,9 @@ from torch_rnn.ops.inputs import real_steps
 def disagreement(added: Sequence[Tensor], evidence: Tensor, lengths: Tensor) -> Tensor:
     """Returns 1 - cos of the angle between what the steps of each row add and the teacher's evidence, (B,).
 
-    A linear teacher's logit is the sum of what each step adds to it. So is that of an RNN, up to a factor
-    and by (`member_logits`). The angle leaves the scale to the RNN. A row without evidence has 1, and no
-    gradient.
+    A linear teacher's logit is its bias plus what its n-grams add; `evidence` has what they add at each step,
+    where a repeated n-gram counts each time. The logit of an RNN is a sum over steps, too (`member_logits`).
+    The angle leaves the scale to the RNN. A row without evidence has 1, and no gradient.
 
     Args:
         added: (B, T, C) for each direction, with the steps in the order in which it reads them.

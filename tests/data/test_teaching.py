@@ -184,7 +184,8 @@ def test_a_teacher_of_other_texts_has_another_folder(folder_of, change):
 @pytest.mark.parametrize(
     ("teacher", "constant", "is_other"),
     [
-        *(
+        *(("ngrams", name, True) for name in ("MIN_DOCUMENTS", "ROUNDS", "SURE", "FORMAT")),
+        ("ngrams", "INVERSE_PENALTY", True),
             ("ngrams", name, True)
             for name in ("INVERSE_PENALTY", "MIN_DOCUMENTS", "ROUNDS", "SURE", "FORMAT")
         ),

@@ -186,9 +186,6 @@ def test_a_teacher_of_other_texts_has_another_folder(folder_of, change):
     [
         *(("ngrams", name, True) for name in ("MIN_DOCUMENTS", "ROUNDS", "SURE", "FORMAT")),
         ("ngrams", "INVERSE_PENALTY", True),
-            ("ngrams", name, True)
-            for name in ("INVERSE_PENALTY", "MIN_DOCUMENTS", "ROUNDS", "SURE", "FORMAT")
-        ),
         ("vectors", "RECIPE", True),
         ("ngrams", "RECIPE", False),
     ],

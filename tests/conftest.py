@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Products as small as these take longer with more threads. Every process of a test inherits this.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Products as small as these take longer with more threads. All processes of a test need the same bits, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves its core to others
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it on CUDA

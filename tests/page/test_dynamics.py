@@ -168,15 +168,9 @@ def test_the_initial_weights_of_a_run_that_started_from_another_are_its(tmp_path
 
 
 def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):
-    made = make_run(tmp_path, num_layers=2)
-    arguments = [
-        "--config",
-        "configs/quickstart.yaml",
-        "--trainer.accelerator",
-        "cpu",
-        "--model.num_layers",
-        "2",
-    ]
+    made = make_run(tmp_path, num_layers=2, init="integrator")
+    arguments = ["--config", "configs/quickstart.yaml", "--model.init", "integrator"]
+    arguments += ["--trainer.accelerator", "cpu", "--model.num_layers", "2"]
     sizes = [f"--data.{split}={n}" for split, n in (("train", 48), ("validation", 10), ("test", 40))]
     cli = CLI([*arguments, *sizes, "--model.hidden_size", "12"])
     drawn = initial(read_run(tmp_path, made.data))

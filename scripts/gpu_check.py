@@ -35,7 +35,7 @@ from torch_rnn.files import write_atomically  # noqa: E402
 SCRIPTS, TRIALS = ROOT / "scripts", ROOT / "tests" / "gpu_trials.py"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 GRAPHED = ("test_graphed", "test_graphed_update")
-"""The tests of training that need neither torchtext nor jsonargparse."""
+"""The files whose tests on a GPU need neither torchtext nor jsonargparse."""
 COLOURS = {PASSED: "green", FAILED: "bold red", SKIPPED: "yellow"}
 TOTAL = 590
 """Seconds for all checks: a check is stopped then, and the later ones are skipped."""

@@ -1,5 +1,6 @@
-"""The article's first example: its XOR table, and then addition itself; --help lists every setting."""
+"""The article's first example: its XOR table, and then addition itself; --help lists the settings."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,6 @@ def xor() -> None:
 
 
 if __name__ == "__main__":
-    if not {"-h", "--help"} & set(sys.argv):
+    if not any(re.match("-h$|--help|--data.help|--print_config", argument) for argument in sys.argv):
         xor()
     sys.exit(main(Path(__file__).parents[1] / "configs" / "addition.yaml", page=write_page))

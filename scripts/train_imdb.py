@@ -1,4 +1,4 @@
-"""Train an RNN on IMDB, or with --config on something else; --help lists every setting."""
+"""Train an RNN on IMDB, or with --config on something else; --help lists the settings."""
 
 import sys
 from pathlib import Path

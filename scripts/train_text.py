@@ -1,4 +1,4 @@
-"""Train an RNN on your own texts: --data.train FILE --data.test FILE; --help lists every setting.
+"""Train an RNN on your own texts: --data.train FILE --data.test FILE; --help lists the settings.
 
 Each is a .csv, .tsv, .jsonl or .parquet file with text and label, a folder of parquet shards, or a folder
 with one folder of .txt files for each class.

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,10 @@ def interpreter_runs() -> bool:
     """Returns whether Triton's interpreter runs on this machine's CPU; before 3.7 it fails with NumPy 2.4."""
     if importlib.util.find_spec("triton") is None:
         return False
-    return tuple(map(int, version("triton").split(".")[:2])) >= (3, 7)
+    try:
+        return tuple(map(int, version("triton").split(".")[:2])) >= (3, 7)
+    except PackageNotFoundError:  # a build of another name, such as pytorch-triton
+        return True
 
 
 if not torch.cuda.is_available() and interpreter_runs():

@@ -1,6 +1,7 @@
 """Imports point one way, and `import torch_rnn` is light."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -72,6 +73,7 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
     """Such as that of a clone, in the folder that holds it."""
     (tmp_path / "torch_rnn").mkdir()
     command = [sys.executable, "-c", "import torch_rnn; print(torch_rnn.__version__, torch_rnn.RNN)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert version("torch_rnn") == done.stdout.split()[0]

@@ -231,7 +231,7 @@ def test_a_folder_of_shards_without_the_split_is_refused(tmp_path, names):
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.csv", b"", "a.csv is empty; its first line must name the columns"),
+        ("a.csv", b"", "a.csv names no columns; it must begin with a line of their names"),
         (
             "a.csv",
             b"text;label\nx;bad\n",

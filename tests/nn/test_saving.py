@@ -62,3 +62,12 @@ def test_half_precision_and_texts_are_refused_with_what_to_do():
             RNN(6, 4, 3).predict(text)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         RNN.load("tests")
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_is_refused_with_what_to_name(tmp_path):
+    torch.save({}, tmp_path / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is not a weights file .*; name the run's folder, or its"
+    ):
+        RNN.load(tmp_path / "last.ckpt")

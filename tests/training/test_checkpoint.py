@@ -23,7 +23,7 @@ from torch_rnn.training.checkpoint_file import (
     write_checkpoint,
 )
 from torch_rnn.training.classifier import Classifier
-from torch_rnn.training.resume import check_same_run, run_settings
+from torch_rnn.training.resume import check_same_data, check_same_run, run_settings
 from torch_rnn.training.seeding import seed_step
 
 
@@ -191,12 +191,22 @@ def test_a_run_goes_on_with_or_without_cuda_graphs():
 def test_of_equally_accurate_weights_those_with_the_lower_loss_are_kept(monkeypatch):
     monkeypatch.setattr("torch_rnn.training.checkpoint._is_in_fit", lambda trainer: True)
     checkpoints, model = Checkpoints(), torch.nn.Linear(1, 1)
-    for epoch, (accuracy, loss) in enumerate(((0.8, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.9, 0.4))):
+    for epoch, (accuracy, loss) in enumerate(
+        ((0.8, 0.1), (0.9, float("nan")), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.9, 0.4))
+    ):
         scores = {"validation/accuracy": torch.tensor(accuracy), "validation/loss": torch.tensor(loss)}
         torch.nn.init.constant_(model.weight, epoch)
         checkpoints.on_validation_end(SimpleNamespace(callback_metrics=scores, current_epoch=epoch), model)
-    assert checkpoints.best_epoch == 3
-    assert checkpoints.best["weight"].item() == 2
+    assert checkpoints.best_epoch == 4
+    assert checkpoints.best["weight"].item() == 3
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_of_an_earlier_version_is_named_as_one():
+    with pytest.raises(
+        RunError, match="the checkpoint is of an earlier version of torch_rnn; finish the run"
+    ):
+        check_same_data({"data": "1", "vocabulary": "2"}, {"sequences": "1", "vocabulary": "2"})
 
 
 @pytest.mark.bad_input

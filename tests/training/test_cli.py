@@ -237,6 +237,22 @@ def test_the_number_of_scored_outputs_is_what_was_scored(tmp_path):
     assert results(tmp_path / "run")["test"]["n"] == 64
 
 
+def test_a_misspelt_setting_gets_a_suggestion(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        quickstart(tmp_path / "run", "--model.hiden_size", "5")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("--model.hiden_size 5; did you mean --model.hidden_size?")
+
+
+def test_help_says_how_to_list_the_settings_of_the_data(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        quickstart(tmp_path / "run", "--help")
+    assert "The settings of the data: --data.help CLASS, with the CLASS" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        quickstart(tmp_path / "run", "--data.help", "torch_rnn.data.TextFiles")
+    assert "--data.text_column" in capsys.readouterr().out
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "arguments",
@@ -259,7 +275,7 @@ def test_misspelt_shortened_and_wrong_settings_exit_with_2(tmp_path, arguments, 
         quickstart(tmp_path / "run", *arguments)
     assert exit.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    hint = re.compile(r"error: .*; (--help lists the settings|did you mean --[\w.]+\?)")
+    hint = re.compile(r"error: .*; (--help lists the settings, --data.help CLASS|did you mean --[\w.]+\?)")
     assert [line for line in lines if hint.match(line)]
     assert not any("Namespace" in line or "Subtypes" in line for line in lines)
     assert not (tmp_path / "run").exists()

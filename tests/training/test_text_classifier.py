@@ -66,7 +66,7 @@ def test_refuses_bad_input(tmp_path):
     with pytest.raises(ValueError, match="was trained on addition, not on text"):
         TextClassifier.load(tmp_path / "numbers")
     RNN(2, 2, 2).save(tmp_path / "writes", dataset="text", language={"vocabulary": [], "tokens": "words"})
-    with pytest.raises(ValueError, match=r"writes is a language model, which scripts/sample.py lets write"):
+    with pytest.raises(ValueError, match=r"writes is a language model, not a classifier"):
         TextClassifier.load(tmp_path / "writes")
     with pytest.raises(FileNotFoundError, match=r"missing"):
         TextClassifier.load(tmp_path / "missing")

@@ -77,14 +77,14 @@ class ColumnFile:
     def check_columns(self, columns: Collection[str]) -> None:
         """Raises RunError if a column is missing."""
         if not columns:
-            raise RunError(f"{self.path} is empty; its first line must name the columns")
+            raise RunError(f"{self.path} names no columns; it must begin with a line of their names")
         if missing := set(self.columns.names) - set(columns):
-            help = self.columns.help
+            hint = self.columns.help
             if len(columns) == 1 and ";" in (only := next(iter(columns))) and set(only.split(";")) >= missing:
-                help = "write commas between them in place of semicolons, or tabs in a .tsv file"
+                hint = "write commas between them in place of semicolons, or tabs in a .tsv file"
             raise RunError(
                 f"{self.path} has the columns {', '.join(columns)}, and no "
-                f"{' and no '.join(sorted(missing))}; {help}"
+                f"{' and no '.join(sorted(missing))}; {hint}"
             )
 
     def document(self, values: Sequence[Any], error: Callable[[str], RunError]) -> Document:

@@ -162,12 +162,9 @@ class Corpus(SequenceData):
             )
         self.is_prepared = True
 
-    def _check_needs_of_teacher(self) -> None:
-        """Raises RunError if a package or a file is missing that will be needed after the tokens."""
-        is_fitted = self.teacher in teaching.FITTED
-        if is_fitted or self.distillation or self.pieces or self.evidence:
-            logistic_regression()
-        if is_fitted:
+    def _check_teacher_exists(self) -> None:
+        """Raises RunError if the teacher, or the texts that it is to label, are missing."""
+        if self.teacher in teaching.FITTED:
             self.unlabelled_source()
         elif self.teacher is not None and not Path(self.teacher).exists():
             raise RunError(f"teacher is {self.teacher}; it must be ngrams, vectors or a file that exists")
@@ -176,16 +173,17 @@ class Corpus(SequenceData):
         """Finds the labelled documents, and tokenizes them if they are not in the cache."""
         if self.tokens is not None:
             return
-        self._check_needs_of_teacher()
+        self._check_teacher_exists()
         paths, fingerprint, open_splits = self.source()
         recipe = {"source": fingerprint, "tokenizer": TOKENIZER, "torchtext": TORCHTEXT, "format": FORMAT}
-        self.tokens = cached(
-            self.cache,
-            self.name,
-            recipe,
-            lambda part, work: write_tokens(open_splits(), part, work),
-            origin="\n".join(str(path.resolve()) for path in paths),
-        )
+
+        def make(folder: Path, work: Path) -> None:
+            if self.teacher in teaching.FITTED or self.distillation or self.pieces or self.evidence:
+                logistic_regression()  # a teacher will be fitted; without the package, not even now
+            write_tokens(open_splits(), folder, work)
+
+        origin = "\n".join(str(path.resolve()) for path in paths)
+        self.tokens = cached(self.cache, self.name, recipe, make, origin)
         self.labels = tuple(json.loads((self.tokens / "classes.json").read_text(encoding="utf-8")))
 
     def prepare_unlabelled(self, source: Source | None = None) -> teaching.Unlabelled:

@@ -132,7 +132,8 @@ class Checkpoints(Checkpoint):
             return
         self._agreement.soon()
         scores = trainer.callback_metrics
-        score = SIGNS[self.monitor] * float(scores[self.monitor]), -float(scores["validation/loss"])
+        loss = float(scores["validation/loss"].nan_to_num(math.inf))
+        score = SIGNS[self.monitor] * float(scores[self.monitor]), -loss
         if score > self.score:
             self.score, self.best_epoch = score, trainer.current_epoch + 1
             self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

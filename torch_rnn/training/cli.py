@@ -222,9 +222,6 @@ def one_sentence(message: str) -> str:
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     if key and value and (allowed := _allowed(message)):
         return f"{key[1]} is {value[1].strip()}; it must be {' or '.join(allowed)}"
-    if required := re.search(r"following arguments are required: ([\w, ]+)", message):
-        names = ", ".join(f"--data.{name}" for name in required[1].split(", "))  # only data require any
-        return f"the following arguments are required: {names}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     beside = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class|$")
     return " ".join(line for line in lines if not beside.match(line)).rstrip(".") or message

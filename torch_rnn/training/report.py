@@ -141,7 +141,7 @@ def print_results(found: Mapping[str, Any], remarks: list[str], console: Console
             table.add_row(split, *(FORMATS[name].format(found[split][name]) for name in columns))
     console.print(table)
     best, epochs = found["best_epoch"], found["epochs"]
-    console.print(f"These are the scores of the best checkpoint, after {best} of {epochs} epochs.")
+    console.print(f"These are the scores of the best checkpoint, from epoch {best} of {epochs}.")
     console.print(
         f"{found['seconds']:.1f} s, {found['ms_per_step']:.2f} ms a step, "
         f"{found['tokens_per_second']:,} tokens a second, on {found['device']}"

@@ -44,7 +44,7 @@ class TextClassifier:
         rnn = RNN.load(path, backend=backend, device=device)
         _, about = load_weights(path)
         if "text" not in about:
-            other = "is a language model, which scripts/sample.py lets write"
+            other = "is a language model, not a classifier; use scripts/sample.py"
             if "language" not in about:
                 other = f"was trained on {about.get('dataset', 'other data')}, not on texts with labels"
             raise ValueError(f"{path} {other}")

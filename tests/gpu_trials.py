@@ -73,7 +73,8 @@ def ladder_trial(backend: str, device: str = "cuda", shapes: int | None = None) 
                 for f in FUSED_NONLINEARITIES.get(backend, NONLINEARITIES):
                     if f == "tanh" or i < 2:  # each has kernels of its own, which take seconds to compile
                         rungs[f"rung 3 {f}"] = (ladder.rung_3, (backend, shape, dtype, f, device))
-                if dtype is torch.float32 and shape.B * shape.T > 1:  # eager may be right on one number
+                # Of one step of floats, dWhh has one number, on which eager in bfloat16 happens to be right.
+                if dtype is torch.float32 and (shape.ids or shape.B * shape.T > 1):
                     rungs["bf16"] = (rung_3_in_bf16, (backend, shape, device))
             for name, (rung, arguments) in rungs.items():
                 kind = "bf16" if name == "bf16" else str(dtype).removeprefix("torch.")
@@ -211,7 +212,7 @@ def small_trial(device: str = "cuda") -> tuple[Figures, list[str]]:
     for backend in backends:
         for B, T, H, ids in SMALL:
             D = 40_000 if H == 128 else 6  # beyond 16 bits, ids are sorted as wider keys
-            shape = ladder.Shape(B, T, D, H, ids, lengths=tuple(range(T, T - B, -1)))
+            shape = ladder.Shape(B, T, D, H, ids, lengths=(T, 1, 0, 4)[:B])
             arguments = (backend, shape, torch.float32, "tanh", device)
             problems += problem(f"{backend}, {shape}", ladder.states_and_gradients, *arguments)
             with torch.autocast(device, torch.bfloat16):

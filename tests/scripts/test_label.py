@@ -315,3 +315,4 @@ def test_without_scikit_learn_a_training_says_so(files, tmp_path, monkeypatch, c
     assert line.startswith("error: teachers of n-grams, which data.evidence, ")
     assert line.endswith(" need scikit-learn: pip install scikit-learn")
     assert not [path for path in (tmp_path / "cache").glob("text-*") if path.is_dir()]
+    assert not (tmp_path / "run" / "results.json").exists()

@@ -179,7 +179,7 @@ class Corpus(SequenceData):
 
         def make(folder: Path, work: Path) -> None:
             if self.teacher in teaching.FITTED or self.distillation or self.pieces or self.evidence:
-                logistic_regression()  # a teacher will be fitted; without the package, not even now
+                logistic_regression()  # which a teacher will need; this may take long
             write_tokens(open_splits(), folder, work)
 
         origin = "\n".join(str(path.resolve()) for path in paths)

@@ -60,7 +60,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def check_same_data(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raises RunError if the digests of the data have changed; names what they are of."""
-    if "data" in before:  # as digests were called before version 0.1.0
+    if "data" in before:  # the name of a digest in older checkpoints
         raise RunError(
             "the checkpoint is of an earlier version of torch_rnn; finish the run with that one, or start "
             "another with --trainer.default_root_dir"

@@ -15,9 +15,12 @@ from colour_vision import VISION, blended, contrast, difference, seen
 LEAST = 15
 THEMES = ("light", "dark")
 FILES = resources.files("torch_rnn.page")
-CSS, SCRIPT = ((FILES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+CSS, NAMES, READING = (
+    (FILES / name).read_text(encoding="utf-8")
+    for name in ("page.css", "script/document.js", "script/panels/reading.js")
+)
 STRONGEST = 0.62
-"""The largest opacity of the colour behind a word, which stands in page.js."""
+"""The largest opacity of the colour behind a word, which stands in script/panels/reading.js."""
 
 
 def colours(theme):
@@ -34,8 +37,8 @@ def rgb(code):
 
 
 def class_colours(theme):
-    """Returns the colours of classes and kinds that page.js names."""
-    (row,) = re.findall(rf'^  {theme}: \[("#.*")\],$', SCRIPT, re.MULTILINE)
+    """Returns the colours of classes and kinds that document.js names."""
+    (row,) = re.findall(rf'^  {theme}: \[("#.*")\],$', NAMES, re.MULTILINE)
     return [rgb(code) for code in re.findall(r"#[0-9A-F]{6}", row)]
 
 
@@ -98,6 +101,6 @@ def test_text_and_marks_have_the_contrast_that_wcag_asks_for(theme):
             assert contrast(named[text], named[under]) >= 4.5, (text, under)
     for mark in [*class_colours(theme), named["middle"]]:
         assert contrast(mark, named["card"]) >= 3
-    assert f"({STRONGEST} * strength)" in SCRIPT
+    assert f"({STRONGEST} * strength)" in READING
     for name in ("up-rgb", "down-rgb"):
         assert contrast(named["text"], blended(named[name], STRONGEST, named["card"])) >= 4.5, name

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch_rnn.data.addition import Addition
 from torch_rnn.page import hook, reading, write_page
 from torch_rnn.page.finished import read_run
 from torch_rnn.page.reading import packed, weights
-from torch_rnn.page.write import as_is, as_json, flat_settings, gather
+from torch_rnn.page.write import COMPUTED, SCRIPT, as_is, as_json, flat_settings, gather
 from torch_rnn.training import entry
 
 
@@ -99,6 +100,23 @@ def test_markup_and_the_end_of_a_script_are_escaped(tmp_path):
     page = write_page(made.folder, made.data).read_text("utf-8")
     assert "<i>mixed</i>" not in page
     assert "python train.py &lt;/script&gt;" in page
+
+
+def test_each_file_of_the_script_is_in_the_page_and_those_that_compute_use_no_later_one():
+    folder = resources.files("torch_rnn.page") / "script"
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.js")}
+    assert found == set(SCRIPT)
+    assert len(found) == len(SCRIPT)
+    texts = {name: (folder / f"{name}.js").read_text("utf-8") for name in SCRIPT}
+    declared = {
+        name: re.findall(r"^(?:function\*?|const|let) (\w+)", text, re.MULTILINE)
+        for name, text in texts.items()
+    }
+    assert len(declared["rnn"]) > 5
+    for i, name in enumerate(COMPUTED):
+        later = {"document", "window"}.union(*(declared[other] for other in SCRIPT[i + 1 :]))
+        code = re.sub(r"/\*.*?\*/|//[^\n]*", "", texts[name], flags=re.DOTALL)
+        assert not later & set(re.findall(r"(?<![.\w])\w+(?!:)", code)), name
 
 
 def test_numbers_that_are_not_finite_are_null():

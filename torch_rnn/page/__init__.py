@@ -1,6 +1,6 @@
 """report.html: one file that shows how a run went and what its RNN does with a sequence.
 
-`write_page` gathers what the page shows, puts it into template.html with page.css, page.js and Plotly's
+`write_page` gathers what the page shows, puts it into template.html with page.css, script/ and Plotly's
 JavaScript, and writes one file that needs no network.
 
     finished.py        the run, read from its folder
@@ -18,6 +18,8 @@ JavaScript, and writes one file that needs no network.
     language.py        scores and gradients of a language model
     language_states.py its states and slow points
     write.py           all of it and the template -> one file
+    script/            the page in plain JavaScript: the RNN, its readings, the plots
+    script/panels/     a file for each panel
 """
 
 from torch_rnn import lazy

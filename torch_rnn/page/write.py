@@ -25,6 +25,14 @@ from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, st
 from torch_rnn.page.words import words
 from torch_rnn.page.writing import writing
 
+COMPUTED = ("arrays", "tokens", "rnn", "readings", "writing")
+PANELS = (
+    "result", "language", "curves", "memory", "states", "path", "slow_points",
+    "words", "reading", "strip", "writing",
+)  # fmt: skip
+SCRIPT = (*COMPUTED, "document", "plots", *(f"panels/{name}" for name in PANELS), "main")
+"""The files of script/ in their order. The first five compute; they know nothing of the document."""
+
 
 def write(run: FinishedRun, path: Path) -> None:
     """Writes the page of a run, whole or not at all."""
@@ -136,16 +144,16 @@ def page(run: FinishedRun, panels: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     files = resources.files("torch_rnn.page")
-    parts = {name: (files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
+    script = [(files / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (files / "template.html").read_text(encoding="utf-8")
     )
     return template.render(
         title=run.results["dataset"],
         panels=panels,
-        css=as_is(parts["page.css"]),
+        css=as_is((files / "page.css").read_text(encoding="utf-8")),
         plotly=as_is(get_plotlyjs()),
-        script=as_is(parts["page.js"]),
+        script=as_is("\n".join(['"use strict";\n', *script])),
         data=as_is(as_json(panels)),
     )
 

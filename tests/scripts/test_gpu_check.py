@@ -1,19 +1,18 @@
-"""gpu_check.py without a GPU: its runner on fake commands, its parsers on what the real commands print."""
+"""gpu_check.py without a GPU: its table of checks, and its parsers on what the real commands print."""
 
 import contextlib
 import io
 import json
-import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gpu_trials
 import pytest
 import torch
-from rich.console import Console
 
+from torch_rnn.benchmarks import checks
+from torch_rnn.benchmarks.checks import Check
 from torch_rnn.training import entry
 
 ROOT = Path(__file__).parents[2]
@@ -25,91 +24,20 @@ def script(run):
     return run.module("gpu_check")
 
 
-@pytest.fixture
-def check(script):
-    def check(name, code, parse=lambda output: ({"lines": len(output.splitlines())}, ""), limit=10.0, **rest):
-        return script.Check(name, [sys.executable, "-S", "-c", code], parse, limit, **rest)
-
-    return check
-
-
-def unreadable(output):
-    raise ValueError("no figures")
-
-
 def test_without_a_gpu_it_says_so_and_exits_with_2(run, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("gpu_check") == 2
     assert capsys.readouterr().err.strip().endswith("no CUDA device, or this torch was built without CUDA")
 
 
-def test_no_check_stops_the_others(script, check, tmp_path):
-    child = (
-        "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
-    )
-    chosen = [
-        check("passes", "print('a line')"),
-        check("exits with 3", "print('first'); print('the reason'); raise SystemExit(3)"),
-        check("is slow", child, limit=0.5),
-        check("cannot be read", "print(1)", unreadable),
-        check("finds a problem", "print(1)", lambda output: ({"n": 1}, "h differs")),
-        check("lacks something", "print(1)", needs=("pytest", "no_such_module")),
-        script.Check("is no command", ["/no/such/file"], unreadable, 10),
-    ]
-    begin, screen = time.perf_counter(), io.StringIO()
-    outcomes = script.check_all(chosen, tmp_path, tmp_path, HARDWARE, Console(file=screen, width=200))
-    assert time.perf_counter() - begin < 20
-    found = {outcome.name: (outcome.status, outcome.reason) for outcome in outcomes}
-    assert found["passes"] == ("passed", "")
-    assert found["exits with 3"] == ("failed", "exit status 3: the reason")
-    assert found["is slow"] == ("failed", "it took longer than 0 s")
-    assert found["cannot be read"][1].startswith("its output cannot be read (ValueError: no figures), see ")
-    assert found["finds a problem"] == ("failed", "h differs")
-    assert found["lacks something"] == ("skipped", "the package no_such_module is not installed")
-    assert found["is no command"][1].startswith("it cannot be started: ")
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["machine"] == HARDWARE
-    assert [row["name"] for row in report["checks"]] == [check.name for check in chosen]
-    assert report["checks"][0]["figures"] == {"lines": 1}
-    text = (tmp_path / "report.md").read_text()
-    assert "- GPU: a GPU" in text
-    assert "| exits with 3 | failed: exit status 3: the reason | " in text
-    assert sys.executable in text
-    assert "passes, " in screen.getvalue()
-
-
-def test_after_a_timeout_no_process_is_left(script, check, tmp_path):
-    late = tmp_path / "late"
-    code = f"import time; time.sleep(1.5); open({str(late)!r}, 'w')"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {code!r}])"
-    assert script.run(check("is slow", parent, limit=0.7), tmp_path, 0.7).status == "failed"
-    time.sleep(1.2)
-    assert not late.exists()
-
-
-def test_a_run_that_is_killed_leaves_what_it_has(script, check, tmp_path):
-    def stop(output):
-        raise KeyboardInterrupt
-
-    chosen = [check("first", "print(1)"), check("second", "print(1)", stop)]
-    with pytest.raises(KeyboardInterrupt):
-        script.check_all(chosen, tmp_path, tmp_path, HARDWARE, Console(file=io.StringIO()))
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [row["name"] for row in report["checks"]] == ["first"]
-
-
-def test_a_check_that_would_begin_too_late_is_skipped(script, check, tmp_path):
-    script.TOTAL = 0
-    (outcome,) = script.check_all(
-        [check("late", "print(1)")], tmp_path, tmp_path, HARDWARE, Console(file=io.StringIO())
-    )
-    assert outcome.status == "skipped"
-
-
 @pytest.mark.parametrize(("code", "status"), [("print(1)", 0), ("raise SystemExit(1)", 1)])
-def test_exit_status(run, script, check, tmp_path, monkeypatch, capsys, code, status):
+def test_exit_status(run, tmp_path, monkeypatch, capsys, code, status):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    chosen = [check("it", code), check("slow", "raise SystemExit(1)", quick=False)]
+    commands = {"it": code, "slow": "raise SystemExit(1)"}
+    chosen = [
+        Check(name, [sys.executable, "-S", "-c", code], lambda output: ({}, ""), 10, quick=name == "it")
+        for name, code in commands.items()
+    ]
     changes = {"checks": lambda work: chosen, "machine": lambda: HARDWARE}
     assert run("gpu_check", "--quick", "--out", tmp_path / "out", **changes) == status
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -126,13 +54,13 @@ def test_the_table(script, tmp_path, monkeypatch):
     )
     assert sum(check.limit for check in table if check.quick) <= script.TOTAL
     monkeypatch.setenv("TORCH_RNN_DATA", str(tmp_path))
-    script.sanitizer_path = lambda: None
-    reasons = {check.name: script.missing(check) for check in table}
+    monkeypatch.setattr(checks, "sanitizer_path", lambda: None)
+    reasons = {check.name: checks.missing(check) for check in table}
     assert "has no IMDB reviews" in reasons["IMDB, one epoch, 32-true"]
     assert "is not installed" in reasons["compute-sanitizer, memcheck"]
     assert not reasons["ladder, cuda"]
     (tmp_path / "aclImdb").mkdir()
-    assert not script.missing(next(check for check in table if check.name == "IMDB, one epoch, 32-true"))
+    assert not checks.missing(next(check for check in table if check.name == "IMDB, one epoch, 32-true"))
 
 
 def of(script, name, work):
@@ -242,91 +170,6 @@ def test_figures_of_pytest(script, tmp_path):
         check.parse("9 deselected in 3.21s")
 
 
-def test_figures_of_the_ladder(script, monkeypatch, capsys):
-    import ladder
-
-    ops = sys.modules["torch_rnn.ops"]
-    figures, problems = gpu_trials.ladder_trial("eager", "cpu", 3)
-    assert (figures, problems) == (
-        {"float32, comparisons": 3, "float64, comparisons": 3, "failed": 0}, [],
-    )  # fmt: skip
-    figures, problems = gpu_trials.ladder_trial("bptt", "cpu", 3)
-    assert figures == {
-        "float32, comparisons": 3 + 2 * 3 + 1, "bf16, comparisons": 2, "float64, comparisons": 3 + 2 * 3 + 1,
-        "failed": 0,
-    }, problems  # fmt: skip
-    assert problems == []
-    monkeypatch.setattr(ladder, "SHAPES", ladder.SHAPES[:1])
-    assert gpu_trials.ladder_trial("cudnn", "cpu") == (
-        {"note": "cudnn does not run on this cpu device", "failed": 0}, [],
-    )  # fmt: skip
-    right = ops.BACKENDS["bptt"]
-    monkeypatch.setitem(ops.BACKENDS, "bptt", lambda *given: tuple(1.01 * part for part in right(*given)))
-    figures, problems = gpu_trials.ladder_trial("bptt", "cpu")
-    assert figures["failed"] == len(problems) > 8
-    assert any(text.startswith("bptt, float64, rung 3 relu") for text in problems)
-    assert script.read_trial("noise\n" + json.dumps({"figures": figures, "problems": problems}))[1]
-
-
-def test_the_choice_of_auto(monkeypatch):
-    ops = sys.modules["torch_rnn.ops"]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    fits = {32: "cuda", 64: "cuda", 128: "cuda", 300: "cudnn"}
-
-    def choice(_, device, dtype, H):
-        other = dtype is torch.float64 or torch.is_autocast_enabled(device)
-        return "triton" if other and H <= 128 else fits[H]
-
-    monkeypatch.setattr(ops, "which", choice)
-    figures, problems = gpu_trials.auto_trial("cpu")
-    assert problems == []
-    assert figures["H = 128, float32"] == "cuda"
-    assert figures["H = 128, float64"] == figures["H = 128, bf16"] == "triton"
-    assert len(figures) == 9
-
-    def wrong(_, device, dtype, H):
-        if H == 64:
-            logging.getLogger("torch_rnn.ops.proof").warning("cuda is not used: h differs")
-        return "bptt" if H <= 64 else choice(_, device, dtype, H)
-
-    monkeypatch.setattr(ops, "which", wrong)
-    _, problems = gpu_trials.auto_trial("cpu")
-    assert problems == [
-        "H = 32, float32: auto is bptt, not cuda: cpu is not a CUDA GPU that this PyTorch can use",
-        "H = 64, float32: auto is bptt, not cuda: cuda is not used: h differs",
-        "H = 32, bf16: auto is bptt, not triton: triton does not run here",
-        "H = 64, bf16: auto is bptt, not triton: cuda is not used: h differs",
-    ]
-
-
-def test_large_batches_and_the_reserve_space(monkeypatch, capsys):
-    ops = sys.modules["torch_rnn.ops"]
-    monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt"])
-    assert gpu_trials.batches_trial("cpu", ((3, 4),))[1] == ["no fused backend runs here"]
-    monkeypatch.setitem(ops.BACKENDS, "triton", ops.BACKENDS["bptt"])
-    monkeypatch.setattr(ops, "available", lambda device: ["eager", "bptt", "triton"])
-    figures, problems = gpu_trials.batches_trial("cpu", ((30, 4),))
-    assert (figures, problems) == ({"backends": "triton", "batches": 1, "failed": 0}, [])
-    monkeypatch.setattr(gpu_trials, "replayed", lambda function, x: function(x))
-    assert gpu_trials.reserve_trial("bptt", "cpu") == ({"comparisons": 6, "failed": 0}, [])
-    right = ops.BACKENDS["bptt"]
-    monkeypatch.setitem(ops.BACKENDS, "triton", lambda *given: tuple(1.01 * part for part in right(*given)))
-    _, problems = gpu_trials.batches_trial("cpu", ((30, 4),))
-    assert [text.split(":")[0] for text in problems] == [
-        "triton, B = 30, H = 4", "triton, B = 30, H = 4, bf16",
-    ]  # fmt: skip
-    monkeypatch.setattr(gpu_trials, "replayed", lambda function, x: function(x.flip(0)))
-    assert len(gpu_trials.reserve_trial("bptt", "cpu")[1]) == 2
-
-
-def test_environment_variables_reach_a_check_and_its_report(script, check, tmp_path):
-    code = "import os; print(os.environ['A_VARIABLE'])"
-    chosen = check("variable", code, lambda output: ({"value": output.strip()}, ""))
-    outcome = script.run(chosen._replace(environment=(("A_VARIABLE", "a b"),)), tmp_path, 10)
-    assert outcome.figures == {"value": "a b"}
-    assert outcome.command.startswith("'A_VARIABLE=a b' ")
-
-
 def test_figures_of_compute_sanitizer(script, monkeypatch):
     ops = sys.modules["torch_rnn.ops"]
     monkeypatch.setattr(ops, "available", lambda *args: ["eager", "bptt"])
@@ -346,24 +189,3 @@ def test_figures_of_compute_sanitizer(script, monkeypatch):
     assert script.read_sanitizer(f"{start}{answer}\n{wrong}\n") == ({"errors": 1}, "1 errors")
     with pytest.raises(IndexError):
         script.read_sanitizer(f"{start}{answer}\n")
-
-
-def test_trials_of_training_report_what_they_saw(monkeypatch):
-    import trials
-
-    class Process:
-        exitcode = 0
-
-        def join(self):
-            pass
-
-    monkeypatch.setattr(trials, "kills", lambda work, tries: trials.Found("", tries, ["run 1: it differs"]))
-    assert gpu_trials.resume_trial() == ({"kills": 3}, ["run 1: it differs"])
-    monkeypatch.setattr(trials, "train", lambda folder, settings: (0, ""))
-    monkeypatch.setattr(trials, "start", lambda folder, settings, log: Process())
-    monkeypatch.setattr(trials, "differences", lambda folder, other: [])
-    assert gpu_trials.shared_trial() == ({"processes": 2}, [])
-    monkeypatch.setattr(
-        trials, "differences", lambda folder, other: ["metrics.csv differs"] * (folder.name == "second")
-    )
-    assert gpu_trials.shared_trial()[1] == ["second process: metrics.csv differs"]

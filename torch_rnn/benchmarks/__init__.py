@@ -1,1 +1,1 @@
-"""Comparisons: with the NumPy reference on one batch, and in time with other libraries."""
+"""Comparisons, with the NumPy reference on a batch and in time with other libraries; checks of a machine."""

@@ -31,4 +31,4 @@ def fitted_on(data, rows):
     if data.more_tokens is None:
         return model
     more = tokens.read_tokens(data.more_tokens, "unlabelled")
-    return model.taught(train, rows, more, data.teachers_labels.index)
+    return model.taught(train, rows, more, data.lessons.labels.index)

@@ -53,7 +53,7 @@ def test_pieces_get_labels_of_teachers_that_have_not_seen_their_group(files):
     fitted, _ = tokens.grouped_split(train.keys, 0.1)
     parts = tokens.parts_of_groups(train.keys[fitted], teaching.PARTS)
     models, number = [fitted_on(data, fitted[parts != part]) for part in range(5)], 120
-    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.ngrams / "ngrams.npz")]
+    teachers = [models[part] for part in parts] + 30 * [NGrams.load(data.lessons.ngrams / "ngrams.npz")]
     for i, teacher in enumerate(teachers):
         text = whole.splits["train"][0][i]
         n = round(len(text) / 4)

@@ -56,7 +56,7 @@ def test_no_test_review_is_read(make):
 
 def test_ids_and_held_out_films_are_those_of_the_classifier(make, tmp_path):
     data = make()
-    classifier = IMDB(data.root, str(tmp_path / "cache"), max_features=500)
+    classifier = IMDB(data.root, cache=str(tmp_path / "cache"), max_features=500)
     classifier.setup()
     assert classifier.vocabulary.words == data.vocabulary.words
     sequences, _ = classifier.splits["validation"]

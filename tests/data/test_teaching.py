@@ -34,7 +34,7 @@ def test_unlabelled_texts_get_the_teachers_labels(files):
     for i in range(90):  # gold labels stay
         assert sequences[i].tolist() == plain.splits["train"][0][i].tolist()
         assert labels[i].tolist() == np.eye(2)[plain.splits["train"][1][i]].tolist()
-    model = NGrams.load(data.ngrams / "ngrams.npz")
+    model = NGrams.load(data.lessons.ngrams / "ngrams.npz")
     more = tokens.read_tokens(data.more_tokens, tokens.UNLABELLED)
     np.testing.assert_allclose(labels[90:], model.label(more)[3:], atol=1e-7)
     for split in ("validation", "test"):
@@ -55,13 +55,13 @@ def test_the_teacher_vectors_labels_texts_and_pieces_and_gives_the_evidence(file
     )
     rows, held_out = tokens.grouped_split(train.keys, data.validation)
     first = NGrams.fit(train, rows, len(teaching.words(data.tokens)), 2)
-    model = first.taught_with_vectors(train, rows, more, data.teachers_labels.index)
-    saved = NGrams.load(data.ngrams / "ngrams.npz")
+    model = first.taught_with_vectors(train, rows, more, data.lessons.labels.index)
+    saved = NGrams.load(data.lessons.ngrams / "ngrams.npz")
     np.testing.assert_allclose(saved.weights, model.weights, atol=1e-6)
-    assert not np.allclose(model.weights, first.taught(train, rows, more, data.teachers_labels.index).weights)
+    assert not np.allclose(model.weights, first.taught(train, rows, more, data.lessons.labels.index).weights)
     found = data.splits["train"][1][90:120]
-    np.testing.assert_allclose(found, model.label(more)[data.teachers_labels.index], atol=1e-6)
-    pieces = data.pieces_labels[1]
+    np.testing.assert_allclose(found, model.label(more)[data.lessons.labels.index], atol=1e-6)
+    pieces = data.lessons.pieces_labels[1]
     of_pieces = model.label(tokens.cut(more, 4)[0])
     np.testing.assert_allclose(pieces.probabilities, of_pieces[pieces.index], atol=1e-6)
     test = tokens.read_tokens(data.tokens, "test")
@@ -80,11 +80,11 @@ def test_unlabelled_texts_beyond_memory_are_labelled_too(files, monkeypatch):
     labelled = int(np.diff(train.offsets)[rows].sum())
     monkeypatch.setattr("torch_rnn.data.ngrams.MAX_TOKENS", labelled + more.offsets[-1] // 2)
     data = texts(files, teacher="vectors", cache=str(files / "other"))
-    model = NGrams.load(data.ngrams / "ngrams.npz")
-    assert not np.allclose(model.weights, NGrams.load(whole.ngrams / "ngrams.npz").weights)
-    assert len(data.teachers_labels.index) == 30
+    model = NGrams.load(data.lessons.ngrams / "ngrams.npz")
+    assert not np.allclose(model.weights, NGrams.load(whole.lessons.ngrams / "ngrams.npz").weights)
+    assert len(data.lessons.labels.index) == 30
     found = data.splits["train"][1][90:]
-    np.testing.assert_allclose(found, model.label(more)[data.teachers_labels.index], atol=1e-6)
+    np.testing.assert_allclose(found, model.label(more)[data.lessons.labels.index], atol=1e-6)
 
 
 def test_the_teacher_does_not_see_what_validation_holds_out(files):
@@ -92,7 +92,7 @@ def test_the_teacher_does_not_see_what_validation_holds_out(files):
     train = tokens.read_tokens(data.tokens, "train")
     fitted, _ = tokens.grouped_split(train.keys, 0.1)
     expected = fitted_on(data, fitted)
-    model = NGrams.load(data.ngrams / "ngrams.npz")
+    model = NGrams.load(data.lessons.ngrams / "ngrams.npz")
     assert np.array_equal(model.keys, expected.keys)
     assert np.array_equal(model.weights, expected.weights)
 
@@ -114,9 +114,9 @@ def test_temperature_confidence_and_weight(files):
 def test_evidence_is_that_of_the_teacher_for_the_words_that_are_left(files, teacher):
     more = {"unlabelled": None, "teacher": None} if teacher is None else {"teacher": teacher}
     data = texts(files, evidence=2.0, word_dropout=0.3, max_features=20, **more)
-    model = NGrams.load(data.ngrams / "ngrams.npz")
+    model = NGrams.load(data.lessons.ngrams / "ngrams.npz")
     facts = data.facts()["evidence"]
-    assert facts == {"name": teacher or "ngrams", **teaching.scores(data.ngrams, data.tokens)}
+    assert facts == {"name": teacher or "ngrams", **teaching.scores(data.lessons.ngrams, data.tokens)}
     loader, whole = data.train_dataloader(), texts(files, max_features=1 << 20, **more, word_dropout=0.3)
     for batch, every_word in zip(loader, whole.train_dataloader(), strict=True):
         lengths = batch.lengths.numpy()
@@ -242,7 +242,7 @@ def test_ids_of_two_files_are_those_of_one_array(files, monkeypatch, pieces):
         assert [row.tolist() for row in sequences] == [row.tolist() for row in expected]
         for batch, same in zip(data.train_dataloader(), whole.train_dataloader(), strict=True):
             assert np.array_equal(batch.x, same.x)
-        assert data.ngrams == whole.ngrams
+        assert data.lessons.ngrams == whole.lessons.ngrams
         assert data.facts() == whole.facts()
 
 
@@ -289,12 +289,12 @@ def test_the_published_folder_has_the_unlabelled_reviews_too(tmp_path):
     for root in (tmp_path, tmp_path / "aclImdb"):
         data = IMDB(root=str(root), cache=str(tmp_path / "cache"), teacher="ngrams")
         data.prepare_data()
-        assert data.teachers_labels.texts == 1
+        assert data.lessons.labels.texts == 1
     file = write_table(tmp_path / "more.csv", text_rows(9, 4))
     data = IMDB(root=str(tmp_path), cache=str(tmp_path / "cache"), teacher="ngrams", unlabelled=str(file))
     data.prepare_data()
-    assert data.teachers_labels.texts == 9
-    assert data.teachers_labels.left_out["held-out film"] is None
+    assert data.lessons.labels.texts == 9
+    assert data.lessons.labels.left_out["held-out film"] is None
 
 
 @pytest.mark.bad_input

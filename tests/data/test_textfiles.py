@@ -99,15 +99,9 @@ def test_the_format_makes_no_difference(tmp_path):
 def test_test_texts_that_are_training_texts_are_counted(tmp_path, caplog):
     write_table(tmp_path / "train.csv", texts := rows(60, 1, ("bad", "good")))
     write_table(tmp_path / "test.csv", [*texts[:3], *rows(20, 2, ("bad", "good"))])
-    given = (
-        str(tmp_path / "train.csv"),
-        str(tmp_path / "test.csv"),
-        "text",
-        "label",
-        str(tmp_path / "cache"),
-    )
+    files = (str(tmp_path / f"{split}.csv") for split in ("train", "test"))
     with caplog.at_level("WARNING"):
-        TextFiles(*given).setup()
+        TextFiles(*files, cache=str(tmp_path / "cache")).setup()
     assert "3 of 23 test texts are in the training data, too" in caplog.text
 
 

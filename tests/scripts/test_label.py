@@ -109,7 +109,7 @@ def test_vectors_label_as_in_a_training(run, files, tmp_path):
                      teacher="vectors", unlabelled=str(files / "more.jsonl"))  # fmt: skip
     data.setup()
     np.testing.assert_allclose(read(out)[1], data.splits["train"][1][180:], atol=1e-6)
-    assert json.loads((data.ngrams / "scores.json").read_text())["validation"] > 0.5
+    assert json.loads((data.lessons.ngrams / "scores.json").read_text())["validation"] > 0.5
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
@@ -202,7 +202,7 @@ def test_the_unlabelled_reviews_of_imdb_are_labelled_from_any_form(run, tmp_path
     assert list(found[0][0]) == ["text", "p_negative", "p_positive"]
     data = IMDB(root=str(tmp_path / "folder"), cache=str(tmp_path / "cache"), teacher="ngrams")
     data.prepare_data()
-    assert NGrams.load(data.ngrams / "ngrams.npz").keys.size > 10
+    assert NGrams.load(data.lessons.ngrams / "ngrams.npz").keys.size > 10
 
 
 def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_path):

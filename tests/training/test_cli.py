@@ -342,6 +342,14 @@ def test_settings_out_of_range_exit_with_2_and_a_sentence(tmp_path, arguments, m
     assert message in printed
 
 
+def settings_of(kind):
+    """Returns the names of a class's settings; with **settings it has those of its base, too."""
+    found = inspect.signature(kind.__init__).parameters
+    names = {name for name, parameter in found.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    more = settings_of(kind.__base__) if len(names) < len(found) else set()
+    return names - {"self"} | more
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_is_complete(path, tmp_path, monkeypatch):
     """Each sets every setting of the model and of the data, and is accepted."""
@@ -367,6 +375,6 @@ def test_every_shipped_configuration_is_complete(path, tmp_path, monkeypatch):
             {"seed", *(["train", "test"] if path.stem == "text" else [])},
         ),
     ):
-        assert {*settings, *linked} == set(inspect.signature(type(thing).__init__).parameters) - {"self"}
+        assert {*settings, *linked} == settings_of(type(thing))
     assert cli.datamodule.seed == shipped["seed_everything"]
     assert cli.trainer.gradient_clip_val == shipped["trainer"]["gradient_clip_val"]

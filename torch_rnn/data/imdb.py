@@ -44,42 +44,19 @@ class IMDB(Corpus):
     Args:
         root: The folder with `aclImdb/` or its archive; None is $TORCH_RNN_DATA, else data/. A folder with
             neither gets the archive by download.
-        validation: The part of the training reviews that is held out, film by film. A random part would share
-            films with the rest, and its accuracy would be 2 to 3 points too high.
         unlabelled: The same as `root`, with the unlabelled reviews (`train/unsup`); or a file in one of the
             formats of `documents`. None is what `root` has: beside its archive, they may be in an archive
             aclImdb-unsup.tar.xz of their own.
-        cache, max_features, maxlen, batch_size, seed, word_dropout, teacher, temperature, confidence,
-            teacher_weight, distillation, pieces, evidence: As in `Corpus`.
+        settings: Those of `Corpus`. What `validation` says is held out film by film: a random part would
+            share films with the rest, and its accuracy would be 2 to 3 points too high.
     """
 
     name = "imdb"
     classes = ("negative", "positive")
     films = True
 
-    def __init__(
-        self,
-        root: str | None = None,
-        cache: str | None = None,
-        max_features: int = 10000,
-        maxlen: int = 500,
-        validation: float = 0.1,
-        batch_size: int = 64,
-        seed: int = 0,
-        word_dropout: float = 0.0,
-        unlabelled: str | None = None,
-        teacher: str | None = None,
-        temperature: float = 1.0,
-        confidence: float = 0.0,
-        teacher_weight: float = 1.0,
-        distillation: float = 0.0,
-        pieces: int = 0,
-        evidence: float = 0.0,
-    ):
-        super().__init__(
-            cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces, evidence,
-        )  # fmt: skip
+    def __init__(self, root: str | None = None, *, unlabelled: str | None = None, **settings: Any):
+        super().__init__(unlabelled=unlabelled, **settings)
         self.root = Path(root or os.environ.get("TORCH_RNN_DATA") or "data")
 
     def source(self) -> tuple[list[Path], dict[str, Any], Callable[[], dict[str, Documents]]]:
@@ -87,11 +64,10 @@ class IMDB(Corpus):
         return [path], fingerprint(path), partial(read_reviews, path)
 
     def unlabelled_source(self) -> Source:
-        if self.unlabelled is not None and not is_imdb(self.unlabelled):
-            return self.unlabelled_documents(self.unlabelled, "unlabelled")
-        return unlabelled_reviews(
-            find_unlabelled(self.root) if self.unlabelled is None else unlabelled_in(self.unlabelled)
-        )
+        more = self.lessons.unlabelled
+        if more is not None and not is_imdb(more):
+            return self.unlabelled_documents(more, "unlabelled")
+        return unlabelled_reviews(find_unlabelled(self.root) if more is None else unlabelled_in(more))
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

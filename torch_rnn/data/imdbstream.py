@@ -37,14 +37,17 @@ class IMDBStream(TextStream):
         steps: int = 64,
         seed: int = 0,
     ):
-        super().__init__(None, validation, None, "words", max_features, root, cache, batch_size, steps, seed)
+        super().__init__(
+            validation=validation, tokens="words", max_features=max_features, root=root, cache=cache,
+            batch_size=batch_size, steps=steps, seed=seed,
+        )  # fmt: skip
         self.name, self.unlabelled = "imdb", unlabelled
 
     def prepare_data(self) -> None:
         """Finds the reviews, and tokenizes them if they are not in the cache."""
         if self.folder is not None:
             return
-        corpus = IMDB(self.root, str(self.cache), self.max_features, validation=self.validation)
+        corpus = IMDB(self.root, cache=str(self.cache), validation=self.validation)
         corpus.prepare_tokens()
         self.folder = corpus.tokens
         self.vocabulary = Vocabulary(words(self.folder)).first(self.max_features)

@@ -20,8 +20,7 @@ class TextFiles(Corpus):
         test: The file or folder of the test texts.
         text_column: The name of the column, or the key, of the texts.
         label_column: The name of the column, or the key, of the labels.
-        cache, max_features, maxlen, validation, batch_size, seed, word_dropout, unlabelled, teacher,
-            temperature, confidence, teacher_weight, distillation, pieces, evidence: As in `Corpus`.
+        settings: Those of `Corpus`.
     """
 
     name = "text"
@@ -32,26 +31,9 @@ class TextFiles(Corpus):
         test: str,
         text_column: str = "text",
         label_column: str = "label",
-        cache: str | None = None,
-        max_features: int = 10000,
-        maxlen: int = 500,
-        validation: float = 0.1,
-        batch_size: int = 64,
-        seed: int = 0,
-        word_dropout: float = 0.0,
-        unlabelled: str | None = None,
-        teacher: str | None = None,
-        temperature: float = 1.0,
-        confidence: float = 0.0,
-        teacher_weight: float = 1.0,
-        distillation: float = 0.0,
-        pieces: int = 0,
-        evidence: float = 0.0,
+        **settings: Any,
     ):
-        super().__init__(
-            cache, max_features, maxlen, validation, batch_size, seed, word_dropout,
-            unlabelled, teacher, temperature, confidence, teacher_weight, distillation, pieces, evidence,
-        )  # fmt: skip
+        super().__init__(**settings)
         self.train, self.test = Path(train), Path(test)
         self.text_column, self.label_column = text_column, label_column
 

@@ -3,8 +3,8 @@
 A data set yields documents, `tokenizing` writes their ids to a cache once, `tokens` reads them, and `batches`
 draws batches of similar length. Reading order: text, documents, formats, tokens, tokenizing, cache, batches,
 datamodule, corpus, the data sets.
-`teaching` gives unlabelled texts the labels of a teacher: `ngrams`, with or without the weights of `vectors`,
-or a file.
+`lessons` adds what teachers say to the training texts. `teaching` fits and asks them: `ngrams`, with or
+without the weights of `vectors`, or a file of labels.
 """
 
 from torch_rnn import lazy

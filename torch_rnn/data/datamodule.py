@@ -1,4 +1,4 @@
-"""SequenceData: the base class of the data modules, from sequences to loaders."""
+"""Splits and SequenceData: the base classes of the data modules, from sequences to loaders."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -31,7 +31,31 @@ def check_positive(**settings: int) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-class SequenceData(LightningDataModule):
+class Splits(LightningDataModule):
+    """Data in splits, of whose batches each process of the Trainer gets its part.
+
+    A subclass implements `loader`.
+    """
+
+    def loader(self, split: str, shard: Shard = WHOLE_BATCH) -> Loader:
+        """Returns the loader of a split's batches, or of a part of each."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> Loader:
+        return self.loader("train", self._shard())
+
+    def val_dataloader(self) -> Loader:
+        return self.loader("validation", self._shard())
+
+    def test_dataloader(self) -> Loader:
+        return self.loader("test", self._shard())
+
+    def _shard(self) -> Shard:
+        """Returns the part of each batch for this process of the Trainer."""
+        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE_BATCH
+
+
+class SequenceData(Splits):
     """Train, validation and test sequences with their labels, in batches of similar length.
 
     A subclass sets `name`, `input_size` and `classes`, and in `setup` calls `add_split` for each split
@@ -149,19 +173,6 @@ class SequenceData(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """Returns what results.json says about the training data."""
         return {}
-
-    def train_dataloader(self) -> Loader:
-        return self.loader("train", self._shard())
-
-    def val_dataloader(self) -> Loader:
-        return self.loader("validation", self._shard())
-
-    def test_dataloader(self) -> Loader:
-        return self.loader("test", self._shard())
-
-    def _shard(self) -> Shard:
-        """Returns the part of each batch for this process of the Trainer."""
-        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE_BATCH
 
     def loader(self, split: str, shard: Shard = WHOLE_BATCH) -> Loader:
         """Returns the loader of a split's batches, or of a part of each."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 
 from torch_rnn.data.batches import WHOLE_BATCH, Loader, Shard, StoredIds
 from torch_rnn.data.cache import cached, digest_of_ids
-from torch_rnn.data.datamodule import check_positive
+from torch_rnn.data.datamodule import Splits, check_positive
 from torch_rnn.data.documents import file_fingerprint
 from torch_rnn.data.shakespeare import find_shakespeare
 from torch_rnn.data.spans import TextPieces, divided, spans_of
@@ -27,7 +26,7 @@ FORMAT = 1
 """Version of the cache's contents. A new version makes new folders and keeps those of an older one."""
 
 
-class TextStream(LightningDataModule):
+class TextStream(Splits):
     """A text that B streams read side by side, T steps a batch, with their states carried on.
 
     The vocabulary is that of the training part; a token that it lacks becomes `<unk>`.
@@ -182,15 +181,6 @@ class TextStream(LightningDataModule):
                 f"output_size is {rnn.output_size}; the {self.input_size} ids need as many outputs"
             )
 
-    def train_dataloader(self) -> Loader:
-        return self.loader("train", self._shard())
-
-    def val_dataloader(self) -> Loader:
-        return self.loader("validation", self._shard())
-
-    def test_dataloader(self) -> Loader:
-        return self.loader("test", self._shard())
-
     def loader(self, split: str, shard: Shard = WHOLE_BATCH) -> Loader:
         """Returns the loader of a split's batches, or of the streams of one process.
 
@@ -211,9 +201,6 @@ class TextStream(LightningDataModule):
             shard,
         )
         return Loader(streams, StreamSampler(len(streams)))
-
-    def _shard(self) -> Shard:
-        return Shard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else WHOLE_BATCH
 
     def _size(self, split: str) -> int:
         return self._ids[split].size

@@ -255,6 +255,17 @@ def test_bad_input_is_refused(change, error, message):
 
 
 @pytest.mark.bad_input
+def test_derivatives_that_are_not_there_are_refused():
+    rest = {name: value for name, value in GOOD.items() if name != "h"}
+    sample = {"negatives": torch.tensor([1]), "log_q": torch.zeros(1)}
+    for loss, more in ((linear_cross_entropy, {}), (sampled_cross_entropy, sample)):
+        message = f"{loss.__name__} has derivatives by backward"
+        for transform in (torch.func.grad, torch.func.jacrev):
+            with pytest.raises(RuntimeError, match=message):
+                transform(lambda h, loss=loss, more=more: loss(h, **rest, **more))(GOOD["h"])
+
+
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("chunk_bytes", "error"), [(0, ValueError), (-5, ValueError), (1.5, TypeError), (True, TypeError)]
 )
@@ -291,6 +302,9 @@ def test_a_bad_sample_is_refused(negatives, log_q, error, message):
         (lambda: inclusion_probabilities(1, torch.tensor([0.0, 1.0])), ValueError, r"q is in 0\.0\.\."),
         (lambda: inclusion_probabilities(1, torch.tensor([torch.nan])), ValueError, "q is in nan"),
         (lambda: inclusion_probabilities(1, torch.ones(5, 1)), ValueError, r"q has shape \(5, 1\)"),
+        (lambda: draw_negatives([0.5, 0.5]), TypeError, "p is a list; it must be a tensor of floats"),
+        (lambda: draw_negatives(torch.ones(0)), ValueError, r"p has shape \(0,\); it must be \(V,\)"),
+        (lambda: draw_negatives(torch.tensor([0.5, 0.7])), ValueError, "p has the sum 1.2; it must be"),
         (lambda: inclusion_probabilities(1, [1.0]), TypeError, "q is a list; it must be a tensor of floats"),
     ],
 )  # fmt: skip

@@ -1,9 +1,19 @@
-"""The name of the hardware that a result was measured on."""
+"""Devices: whether one is there, and the name of the hardware that a result was measured on."""
 
 import platform
 from pathlib import Path
 
 import torch
+
+
+def check_device(device: torch.device | str | int | None) -> None:
+    """Raises ValueError for a GPU that is not there, unless a dispatch mode makes tensors of its own."""
+    if device is None or torch.device(device).type != "cuda" or torch._C._len_torch_dispatch_stack():
+        return
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n <= (torch.device(device).index or 0):
+        here = f"this machine has {n} CUDA device{'' if n == 1 else 's'}"
+        raise ValueError(f"device is {str(device)!r}; {here if n else 'there is no CUDA device here'}")
 
 
 def device_name(device: torch.device) -> str:

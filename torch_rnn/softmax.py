@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import readable
+from torch_rnn.ops.inputs import is_transforming, readable
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,8 +39,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: for an argument of another shape, dtype, device or range.
-        RuntimeError: where the gradient is computed with create_graph=True, for a second derivative, or a
-            second time with retain_graph=True.
+        RuntimeError: under torch.func and forward-mode differentiation; where the gradient is computed with
+            create_graph=True, for a second derivative, or a second time with retain_graph=True.
     """
     _check_readout(h, Why, by)
     _check_ids("targets", targets, (len(h),), Why)
@@ -49,6 +49,7 @@ def linear_cross_entropy(
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes is {chunk_bytes}; it must be at least 1")
     chunks = _chunks(len(h), len(Why), _sums(h).itemsize, chunk_bytes)
+    _check_derivatives("linear_cross_entropy")
     product, needs = _precision(h), _needs(h, Why, by)
     with torch.autocast(h.device.type, enabled=False):
         return _LinearCrossEntropy.apply(h, Why, by, targets, chunks, product, needs)
@@ -92,6 +93,7 @@ def sampled_cross_entropy(
     if log_q.shape != negatives.shape:
         raise ValueError(f"log_q has shape {tuple(log_q.shape)}; it must be {tuple(negatives.shape)}")
     _check_device("log_q", log_q, Why)
+    _check_derivatives("sampled_cross_entropy")
     product, needs = _precision(h), _needs(h, Why, by)
     with torch.autocast(h.device.type, enabled=False):
         return _SampledCrossEntropy.apply(h, Why, by, targets, negatives, log_q, product, needs)
@@ -158,7 +160,16 @@ def draw_negatives(p: Tensor, generator: torch.Generator | None = None) -> tuple
 
     Returns:
         negatives (K,) int64 and log_q (K,) float64, the logarithm of their p.
+
+    Raises:
+        TypeError, ValueError: for another p; its sum is checked on the CPU only.
     """
+    if not isinstance(p, Tensor) or not p.is_floating_point():
+        raise TypeError(f"p is {_kind(p)}; it must be a tensor of floats")
+    if p.dim() != 1 or len(p) == 0:
+        raise ValueError(f"p has shape {tuple(p.shape)}; it must be (V,)")
+    if readable(p) and not (p.sum() - p.sum().round()).abs() <= 1e-6 * len(p):
+        raise ValueError(f"p has the sum {p.sum():.6g}; it must be a whole number, the size of the sample")
     order = torch.randperm(len(p), generator=generator, device=p.device)
     ends = p[order].cumsum(0)
     points = torch.arange(int(ends[-1].round()), dtype=p.dtype, device=p.device)
@@ -288,6 +299,15 @@ def _sampled_gradients(
         dWhy.index_add_(0, negatives, (dy.t() @ h).to(sums))
         dWhy.index_add_(0, targets, h.to(sums) * dy_target[:, None])
     return dh, dWhy, dby
+
+
+def _check_derivatives(name: str) -> None:
+    """Raises RuntimeError under torch.func and in forward mode, for which there are no rules here."""
+    if is_transforming():
+        raise RuntimeError(
+            f"{name} has derivatives by backward() and torch.autograd.grad only, not by torch.func or in "
+            "forward mode; take torch.nn.functional.cross_entropy of all logits there"
+        )
 
 
 def _scaled(ctx, dloss: Tensor | None, name: str) -> list[Tensor | None]:

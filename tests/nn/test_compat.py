@@ -158,6 +158,31 @@ def test_it_is_an_nn_RNN():
     torch.testing.assert_close(ours(x)[0], doubled)
 
 
+@pytest.mark.parametrize("settings", [{"batch_first": True}, {"batch_first": False}, {"bidirectional": True}])
+@pytest.mark.parametrize("shape", [(4, 3, 3), (1, 3, 3), (4, 1, 3), (4, 3)], ids=str)
+def test_the_output_can_be_changed_in_place(ours_computes, settings, shape):
+    theirs, ours = twins(3, 5, **settings)
+    x, gradients = torch.randn(shape), []
+    if len(shape) == 3 and shape[int(settings.get("batch_first", False))] == 1:
+        x = torch.cat([x, x], dim=int(settings.get("batch_first", False)))  # one step goes to torch.nn.RNN
+    for module in (theirs, ours):
+        output, h_n = module(x)
+        output.mul_(2).add_(1)
+        (output.sum() + h_n.sum()).backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_single_step_goes_to_torch(monkeypatch):
+    theirs, ours = twins(3, 5, num_layers=2)
+    x, seen = torch.randn(1, 2, 3), []
+    original = nn.RNN.forward
+    monkeypatch.setattr(nn.RNN, "forward", lambda *given: seen.append(given) or original(*given))
+    assert torch.equal(ours(x)[0], theirs(x)[0])
+    assert len(seen) == 2
+
+
 def test_unsupported_input_goes_to_torch():
     theirs, ours = twins(3, 5)
     x = torch.randn(4, 2, 3)

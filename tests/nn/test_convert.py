@@ -95,6 +95,8 @@ def test_from_keras_and_back(num_layers, bidirectional, bias):
     back = ours.to_keras()
     assert len(back) == len(weights)
     assert all(np.array_equal(actual, expected) for actual, expected in zip(back, weights, strict=True))
+    rounded = ours.bfloat16().to_keras()
+    assert all(array.dtype == np.float32 for array in rounded)
 
 
 @pytest.mark.bad_input

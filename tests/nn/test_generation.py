@@ -186,7 +186,18 @@ def test_the_lowest_temperature_is_the_most_probable_id():
     rnn = lively()
     want = rnn.generate([1, 2], 20, temperature=0)
     assert torch.equal(rnn.generate([1, 2], 20, temperature=1e-6), want)
-    assert rnn.generate([1, 2], 20, temperature=np.float64(0.5)).shape == (20,)
+    for number, kind in ((0.5, np.float64), (0.5, np.float32)):
+        assert rnn.generate([1, 2], 20, temperature=kind(number), top_k=np.int64(2)).shape == (20,)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5, 1])
+def test_logits_that_are_no_numbers_are_refused(temperature):
+    for value in (torch.nan, torch.inf):
+        rnn = lively()
+        with torch.no_grad():
+            rnn.Why[3] = value
+        with pytest.raises(ValueError, match="the logits have NaN or infinity"):
+            rnn.generate([1, 2], 20, temperature=temperature)
 
 
 @pytest.mark.bad_input
@@ -204,6 +215,7 @@ def test_the_lowest_temperature_is_the_most_probable_id():
         ({"top_p": 0.0}, ValueError, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, ValueError, "top_p is 1.5"),
         ({"top_p": True}, TypeError, "top_p is True; it must be a number"),
+        ({"generator": 3}, TypeError, r"generator is 3; it must be a torch\.Generator"),
         ({"steps": -1}, ValueError, "steps is -1; it must be at least 0"),
         ({"steps": 1.5}, TypeError, "steps is 1.5; it must be a whole number"),
         ({"ids": [[]]}, ValueError, r"ids has shape \(1, 0\); the prompt needs at least one step"),

@@ -191,3 +191,11 @@ def test_refuses_what_differs():
         joined([RNN(D, 2, C), RNN(D, 3, C).double()])
     with pytest.raises(ValueError, match=r"^rnns is empty; there must be at least one RNN$"):
         joined([])
+    for given in (RNN(D, 2, C), [torch.nn.RNN(D, 2)]):
+        with pytest.raises(TypeError, match=r"^rnns is not a sequence of torch_rnn\.RNN$"):
+            joined(given)
+
+
+def test_how_it_is_computed_is_that_of_the_first():
+    whole = joined([RNN(D, 2, C, backend="bptt", recompute=True), RNN(D, 3, C)])
+    assert (whole.backend, whole.recompute) == ("bptt", True)

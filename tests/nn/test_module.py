@@ -218,6 +218,23 @@ def test_repr_shows_the_settings():
     assert repr(RNN(6, 4, 3, bias=False, readout="max")) == "RNN(6, 4, 3, bias=False, readout='max')"
 
 
+def test_fit_leaves_frozen_parameters():
+    rnn = RNN(6, 4, 3)
+    rnn.Whh.requires_grad_(False)
+    before = {name: parameter.clone() for name, parameter in rnn.named_parameters()}
+    rnn.fit([[0, 1]], [1], epochs=1)
+    changed = {name for name, parameter in rnn.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"Wxh", "bh", "Why", "by"}
+
+
+def test_a_state_that_is_nan_is_no_fault_of_the_input():
+    for layers in (1, 2):
+        rnn = RNN(6, 4, 3, num_layers=layers)
+        with torch.no_grad():
+            rnn.Whh.fill_(torch.nan)
+        assert rnn(ids).isnan().all()
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
@@ -244,6 +261,9 @@ def test_repr_shows_the_settings():
         ({"recurrent_scale": True}, TypeError, "recurrent_scale is True; it must be a number"),
         ({"backend": "numpy"}, ValueError, "backend is 'numpy'"),
         ({"dtype": torch.float16}, TypeError, "dtype is torch.float16"),
+        ({"recompute": "no"}, TypeError, "recompute is 'no'; it must be True or False"),
+        ({"nonlinearity": ["tanh"]}, ValueError, r"nonlinearity is \['tanh'\]; it must be one of tanh"),
+        ({"device": "cuda:99"}, ValueError, "device is 'cuda:99'; th"),
     ],
 )
 def test_refuses_bad_settings(settings, error, message):
@@ -289,6 +309,16 @@ def test_fit_predict_and_evaluate_refuse_bad_input():
         rnn.save("unused", sha256="")
     with pytest.raises(ValueError, match="x has 2 sequences and y 1 labels"):
         rnn.evaluate([[0], [1]], [0])
+    with pytest.raises(ValueError, match="x_train has 2 sequences, y_train 1 labels"):
+        rnn.fit([[0], [1]], [0])
+    with pytest.raises(ValueError, match="x has rows of different lengths; pad them, and give lengths"):
+        rnn.predict([[0, 1], [1]])
+    with pytest.raises(TypeError, match=r"x is torch\.uint16; it must be floats, or ids in one of"):
+        rnn.predict(np.zeros((1, 2), dtype=np.uint16))
+    rnn.readout = "sum"
+    with pytest.raises(ValueError, match="readout is 'sum'; it must be one of last, mean, max, every"):
+        rnn(ids)
+    rnn.readout = "last"
     with pytest.raises(ValueError, match="batch_size is 0"):
         rnn.evaluate([[0]], [0], batch_size=0)
     with pytest.raises(ValueError, match="x is empty"):

@@ -1,9 +1,11 @@
 """What a saved RNN is after its attributes were changed, and files, folders and dtypes that are refused."""
 
+import numpy as np
 import pytest
 import torch
 
 from torch_rnn import RNN
+from torch_rnn.nn.weights import save_weights
 
 ids = torch.tensor([[3, 1, 4, 1], [5, 0, 2, 2]])
 
@@ -31,6 +33,24 @@ def test_load_takes_the_folder_of_a_run(tmp_path):
     rnn = RNN(6, 4, 3)
     rnn.save(tmp_path / "model.safetensors")
     assert torch.equal(RNN.load(tmp_path)(ids), rnn(ids))
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    rnn = RNN(np.int64(6), np.int32(4), np.int64(3), num_layers=2, dropout=np.float32(0.5))
+    rnn.save(tmp_path / "rnn.safetensors")
+    assert torch.equal(RNN.load(tmp_path / "rnn.safetensors").eval()(ids), rnn.eval()(ids))
+
+
+@pytest.mark.bad_input
+def test_other_data_and_settings_are_refused(tmp_path):
+    path = tmp_path / "rnn.safetensors"
+    with pytest.raises(TypeError, match=r"the data 'mean' cannot be kept as JSON \(Object of type Tensor"):
+        RNN(6, 4, 3).save(path, mean=ids)
+    assert not path.exists()
+    rnn = RNN(6, 4, 3)
+    save_weights(path, rnn.state_dict(), {"rnn": {**rnn.settings, "gates": 3}})
+    with pytest.raises(ValueError, match=r"rnn\.safetensors has the settings gates, which no RNN here has"):
+        RNN.load(path)
 
 
 @pytest.mark.bad_input

@@ -33,6 +33,17 @@ EDGES = [
 ]
 MANY_WORDS = Shape(19, 12, 500, 20, ids=True, lengths=(*range(13), 12, 3, 3, 5, 9, 1))
 """More ids than steps, so that threads sum dxw and have no tables of their own."""
+EDGES += [
+    Shape(B, T=4, D=3, H=H, ids=H < 100, lengths=lengths)
+    for B, H, lengths in (
+        (1, 130, None),
+        (2, 70, (4, 2)),
+        (3, 150, None),
+        (4, 20, (1, 4, 3, 2)),
+        (5, 97, None),
+    )
+]
+"""Tiles of fewer rows, with as many blocks at once as there are, and one more."""
 LONG = Shape(19, 90, 50, 40, ids=True, lengths=(*range(1, 91, 5), 90))
 
 
@@ -70,6 +81,22 @@ def test_tanh_is_accurate_and_never_exceeds_1(instructions, dtype):
     assert recurrence(zero[None] * 0, zero + 1, zero[0], zero, backend="cpu").item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "linear"])
+def test_infinity_and_nan_are_those_of_eager(instructions, nonlinearity, dtype):
+    """An input is infinity, or becomes it; NaN is an overflow of products, since x and h0 must have none."""
+    x = torch.tensor([0, torch.inf, -torch.inf, 3, 1e38, -1e38], dtype=dtype)[:, None, None].expand(-1, 3, -1)
+    Wxh, Whh = torch.tensor([[1.0], [1e30], [0.0]], dtype=dtype), torch.eye(3, dtype=dtype) / 2
+    results = []
+    for backend in ("eager", "cpu"):
+        weights = [tensor.clone().requires_grad_() for tensor in (Wxh, torch.zeros(3, dtype=dtype), Whh)]
+        h = recurrence(x, *weights, nonlinearity=nonlinearity, backend=backend)
+        results.append([h, *torch.autograd.grad(h[3].sum(), weights)])
+    assert results[0][0].isnan().any()
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_any_number_of_threads_gives_right_and_repeatable_results(threads):
     before = torch.get_num_threads()
@@ -82,11 +109,23 @@ def test_any_number_of_threads_gives_right_and_repeatable_results(threads):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_tile_does_not_depend_on_the_rest_of_the_batch():
-    x, W, bh, Whh = torch.randint(9, (24, 30)), torch.randn(12, 9), torch.randn(12), torch.randn(12, 12) / 4
-    whole = recurrence(x, W, bh, Whh, backend="cpu")
-    assert torch.equal(whole[8:16], recurrence(x[8:16], W, bh, Whh, backend="cpu"))
-    assert torch.equal(whole[3:4], recurrence(x[3:4], W, bh, Whh, backend="cpu"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("H", [12, 37, 150])
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(instructions, H, dtype):
+    g = torch.Generator().manual_seed(0)
+    eye, bh, Whh = torch.eye(H, dtype=dtype), torch.zeros(H, dtype=dtype), torch.randn(H, H, generator=g) / 4
+    x = torch.randn(24, 9, H, generator=g).to(dtype).requires_grad_()
+    lengths = torch.tensor([9, 4, 8, 3, 2, 5] * 4)
+
+    def pass_of(rows):
+        h = recurrence(x[rows], eye, bh, Whh.to(dtype), None, lengths[rows], backend="cpu")
+        return h, torch.autograd.grad(h.square().sum(), x)[0][rows]
+
+    whole = pass_of(slice(None))
+    for first, n in ((8, 8), (3, 1), (0, 2), (5, 3), (2, 4), (16, 5), (7, 7)):
+        rows = slice(first, first + n)
+        for part, of_whole in zip(pass_of(rows), whole, strict=True):
+            assert torch.equal(part, of_whole[rows])
 
 
 def test_many_python_threads_at_once():
@@ -187,10 +226,13 @@ def test_it_runs_only_on_the_cpu():
 
 
 FAULTS = [
-    ("transposed ? W[j * H + k] : W[k * H + j]", "transposed ? W[k * H + j] : W[j * H + k]"),
+    ("transposed ? W[i * H + k] : W[k * H + i]", "transposed ? W[k * H + i] : W[i * H + k]"),
     ("(const REAL *)r->h0 + row[i] * H", "(const REAL *)r->h0 + i * H"),
     ("for (int64_t i = live; i < n; i++) memcpy(next", "for (int64_t i = n; i < n; i++) memcpy(next"),
-    ("sum[i][v] += in[i * stride + k] * w[v]", "sum[i][v] = in[i * stride + k] * w[v]"),
+    ("+ v] += in[i * stride + k] * w[v]", "+ v] = in[i * stride + k] * w[v]"),
+    ("live > 4 ? 8 : live > 2 ? 4 : live;", "live > 5 ? 8 : live > 2 ? 4 : live;"),
+    ("panel + (block * K + k) * BLOCK", "panel + k * BLOCK"),
+    ("i < rows && i < live; i++)", "i < 1; i++)"),
     ("if (r->ids) NAME(add)(bias, r->bh, NULL, H);", ""),
     ("t = length_of(r, row[i]); t < T; t++) NAME(add)(h", "t = T; t < T; t++) NAME(add)(h"),
     ("t ? h + (step - 1) * H : h0 + row[i] * H", "h + (t ? step - 1 : step) * H"),

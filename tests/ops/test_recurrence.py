@@ -91,6 +91,39 @@ def test_first_and_second_derivatives(backend):
         assert torch.autograd.gradgradcheck(run, (x, Wxh, bh, Whh, h0), fast_mode=fast)
 
 
+def by_columns(tensor):
+    """As torch.linalg returns matrices."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def every_second(tensor):
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("arrange", [by_columns, every_second])
+@pytest.mark.parametrize("is_ids", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_change_nothing(backend, is_ids, arrange, device):
+    skip_unless_it_runs(backend, device, torch.float32)
+    g = torch.Generator().manual_seed(0)
+    B, T, D, H = 3, 4, 5, 6
+    x = torch.randint(D, (B, T), generator=g) if is_ids else torch.randn(B, T, D, generator=g)
+    weights = [torch.randn(*shape, generator=g) / 2 for shape in ((H, D), (H, H), (B, H))]
+    tensors = [tensor.to(device) for tensor in (x, *weights)]
+    bh, upstream = torch.randn(H, generator=g).to(device), torch.randn(B, T, H, generator=g).to(device)
+    results = []
+    for layout in (torch.Tensor.contiguous, arrange):
+        x, Wxh, Whh, h0 = (layout(tensor) for tensor in tensors)
+        wanted = [tensor.requires_grad_() for tensor in (Wxh, Whh, h0, *([] if is_ids else [x]))]
+        h = recurrence(x, Wxh, bh, Whh, h0, backend=backend)
+        results.append([h, *torch.autograd.grad(h, wanted, layout(upstream))])
+        h, hT = recurrence(x[:, :0], Wxh, bh, Whh, h0, backend=backend, final=True)
+        assert torch.equal(hT, h0)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_past_its_length_a_row_keeps_its_state(backend):
     x, Wxh, bh, Whh = torch.randn(3, 5, 2), torch.randn(4, 2), torch.randn(4), torch.randn(4, 4)

@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
-from torch_rnn import RNN, recurrence
+from torch_rnn import RNN, compat, recurrence
 from torch_rnn.losses import cross_entropy
 from torch_rnn.ops import available
 
@@ -145,6 +145,39 @@ def test_autocast(backend, is_ids):
         torch.testing.assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
+def test_under_autocast_it_takes_what_other_layers_return():
+    rnn, below = build("auto").float(), nn.Linear(D, D + H)
+    x = torch.randn(B, T, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, h0 = below(x).split([D, H], dim=2)
+        assert rounded.dtype == torch.bfloat16
+        for given, start in ((rounded, h0[:, 0]), (rounded[0], h0[0, 0])):
+            torch.testing.assert_close(rnn(given, h0=start), rnn(given.float(), h0=start.float()))
+        with pytest.raises(TypeError, match=r"h0 is torch\.int64"):
+            rnn(rounded, h0=h0[:, 0].long())
+    with pytest.raises(TypeError, match=r"x is torch\.bfloat16; it must be torch\.float32 like Wxh"):
+        rnn(rounded)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_on_the_meta_device_and_for_tracers_there_are_shapes(recompute):
+    # At the top of this file, their import would change the order of Union[int, float] for Lightning's.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    settings = {"readout": "mean", "recompute": recompute}
+    with FakeTensorMode():
+        assert RNN(D, H, 2, **settings)(torch.randn(B, T, D), torch.full((B,), T)).shape == (B, 2)
+        assert compat.RNN(D, H)(torch.randn(T, B, D))[0].shape == (T, B, H)
+    for x in (torch.randn(B, T, D, device="meta"), torch.zeros(B, T, dtype=torch.long, device="meta")):
+        logits = RNN(D, H, 2, device="meta", **settings)(x, torch.full((B,), T, device="meta"))
+        assert logits.shape == (B, 2)
+        logits.sum().backward()
+    rnn, x = build("auto", readout="mean"), floats()
+    traced = make_fx(lambda x: rnn(x, LENGTHS))(x)
+    torch.testing.assert_close(traced(x + 1), rnn(x + 1, LENGTHS))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_in_bfloat16(backend):
     rnn = build(backend, num_layers=2).float()
@@ -206,6 +239,14 @@ def test_the_graph_does_not_grow_with_time_on_triton():
     assert short == long
 
 
+def test_compiles_with_recomputation_of_any_number_of_steps():
+    rnn = build("auto", recompute=True)
+    compiled = torch.compile(rnn, fullgraph=True, dynamic=True, backend="eager")
+    for steps in (4, 7):
+        x = torch.randn(2, steps, D, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), rnn(x))
+
+
 def test_compiles_with_weights_of_any_size():
     compiled = torch.compile(recurrence, fullgraph=True, dynamic=True, backend="eager")
     for n in (3, 5):
@@ -223,6 +264,9 @@ def test_recomputation_changes_nothing(backend):
         results.append([logits, *torch.autograd.grad(logits.square().sum(), [*rnn.parameters(), h0])])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        want = grad(lambda x: build(backend)(x).sum())(x)
+        assert torch.equal(grad(lambda x: build(backend, recompute=True)(x).sum())(x), want)
     empty = recurrence(x[:, :0], rnn.Wxh, rnn.bh, rnn.Whh, recompute=True)
     assert empty.shape == (B, 0, H)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_runs import SIZES, Letters, Moods, make_run
 
+from torch_rnn import RNN
 from torch_rnn.data.text import tokenize
 from torch_rnn.page import reading, write_page
 from torch_rnn.page.contributions import contributions
@@ -136,7 +137,7 @@ def test_the_page_reads_what_predict_reads(browser, predicted, run, kind):
         assert abs(page["classes"][label] - p) < 1e-5
         two = len(model.classes) == 2
         assert abs(page["value"] - (row[1] if two else row.max())) < 1e-5
-        check_parts(page, made.rnn, model.vocabulary.encode(tokens), two)
+        check_parts(page, with_one_logit(made.rnn) if two else made.rnn, model.vocabulary.encode(tokens), two)
     check_nothing_went_wrong(browser, path)
 
 
@@ -148,13 +149,23 @@ def check_parts(page, rnn, ids, two):
     assert page["path"] == len(ids) + 1
     if len(ids) == 0:
         return
-    shown = (0 if rnn.output_size == 1 else 1) if two else int(np.argmax(page["logits"]))
+    shown = 0 if two else int(np.argmax(page["logits"]))
     assert page["parts"] == pytest.approx(sums[:, shown].tolist())
     assert page["last"] == pytest.approx(page["logits"], abs=1e-6)
     x = torch.from_numpy(ids).long()[None]
     truth, repeats = in_float64(rnn), rnn.readout == "max" and len(ids) > 100  # which step is the highest?
     assert np.abs(np.array(page["h"]) - truth.states(x)[0, -1].numpy()).max() < 1e-9
     assert repeats or np.abs(sums - contributions(truth, x, torch.tensor([len(ids)]))[0].numpy()).max() < 1e-8
+
+
+def with_one_logit(rnn):
+    """Returns an RNN whose logit is y[1] - y[0]: the page shows two classes so, whatever the model has."""
+    if rnn.output_size == 1:
+        return rnn
+    one = RNN(**{**rnn.settings, "output_size": 1})
+    weights = rnn.state_dict()
+    one.load_state_dict(weights | {name: weights[name].diff(dim=0) for name in ("Why", "by")})
+    return one
 
 
 def in_float64(rnn):
@@ -205,14 +216,30 @@ def test_colours_can_show_what_changes_without_a_word(browser, predicted):
     open_page(browser, path)
     browser.execute_script(READ, ["the plot was not dull ."])
     shown = browser.execute_script("""
+        const values = [], colour = colourWords;
+        colourWords = (found) => { values.push(...found.slice(values.length)); colour(found); };
         document.querySelector("[name=shows][value=without]").click();
-        return [shownValues(), [...document.querySelectorAll(".word")].map((word) => word.style.background)];
+        return [values, [...document.querySelectorAll(".word")].map((word) => word.style.background)];
     """)
     words = ["the", "plot", "was", "not", "dull", "."]
     left_out = [" ".join(word for word in words if word != left) for left in words]
     whole, *others = torch.logit(model.probabilities([" ".join(words), *left_out])[:, 1].double()).tolist()
     assert shown[0] == pytest.approx([whole - other for other in others], abs=1e-4)
     assert ["--up" in tone for tone in shown[1]] == [value >= 0 for value in shown[0]]
+    words = [word for _ in range(90) for word in ("the", "plot", "was", "not", "dull", ".")][:500]
+    browser.execute_script(READ, [" ".join(words)])
+    tones = browser.execute_async_script("""
+        const done = () => document.getElementById("words").dataset.coloured === "500";
+        const tones = () => [...document.querySelectorAll(".word")].map((word) => word.style.background);
+        const wait = () => (done() ? arguments[0](tones()) : setTimeout(wait, 20));
+        wait();
+    """)
+    late = range(490, 500)  # the earlier words hardly matter
+    texts = [" ".join(words), *(" ".join(words[:i] + words[i + 1 :]) for i in late)]
+    whole, *others = torch.logit(model.probabilities(texts)[:, 1].double()).tolist()
+    values = {i: whole - other for i, other in zip(late, others, strict=True) if abs(whole - other) > 1e-4}
+    assert len(values) > 5
+    assert ["--up" in tones[i] for i in values] == [value >= 0 for value in values.values()]
     check_nothing_went_wrong(browser, path)
 
 

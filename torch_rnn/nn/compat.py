@@ -13,7 +13,8 @@ class RNN(nn.RNN):
 
     The input can be (T, B, D), batch first, unbatched, or a PackedSequence, sorted or not. What the
     recurrence does not support (half precision, autocast, other devices than CPU and CUDA, NaN in the input,
-    T = 0) goes to torch.nn.RNN itself, which computes or raises. TorchScript is not supported.
+    T = 0) goes to torch.nn.RNN itself, which computes or raises; so does a single step on the CPU, where
+    there is nothing to gain. TorchScript is not supported.
     """
 
     def forward(
@@ -47,8 +48,8 @@ class RNN(nn.RNN):
         self._check(x, hx)
         h, hT = self._layered(x, hx, None)
         if not batched:
-            return h[0], hT[:, 0]
-        return (h if self.batch_first else h.transpose(0, 1).contiguous()), hT
+            return self._output(h)[0], hT[:, 0]
+        return self._output(h if self.batch_first else h.transpose(0, 1)), hT
 
     def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """Computes on rows sorted by length, longest first, as a PackedSequence stores them."""
@@ -61,12 +62,23 @@ class RNN(nn.RNN):
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(hT, unsorted_indices)
 
+    def _output(self, h: Tensor) -> Tensor:
+        """Returns h in rows. If the backward pass reads h, it is a copy, which may be changed in place."""
+        if h.requires_grad and not self.bidirectional:
+            return h.clone(memory_format=torch.contiguous_format)
+        return h.contiguous()
+
     def _check(self, x: Tensor, hx: Tensor | None) -> None:
-        """Raises ValueError unless x is (B, T, D) with T > 0 and hx is (layers * directions, B, H)."""
+        """Raises ValueError unless x is (B, T, D) with steps enough and hx is (layers * directions, B, H)."""
         B, T, D = x.shape
         n = self.num_layers * (2 if self.bidirectional else 1)
-        if T == 0 or D != self.input_size or (hx is not None and tuple(hx.shape) != (n, B, self.hidden_size)):
-            raise ValueError("torch.nn.RNN raises the error for this")
+        if (
+            T == 0
+            or (T == 1 and x.device.type == "cpu")
+            or D != self.input_size
+            or (hx is not None and tuple(hx.shape) != (n, B, self.hidden_size))
+        ):
+            raise ValueError("torch.nn.RNN computes this, or raises its own error")
 
     def _layered(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         directions = ("", "_reverse") if self.bidirectional else ("",)

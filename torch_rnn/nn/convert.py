@@ -138,12 +138,14 @@ def from_keras(weights: Sequence[ArrayLike], bidirectional: bool) -> tuple[dict[
 
 
 def to_keras(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """Returns the weights for `set_weights` of a Keras model as in `from_keras`."""
+    """Returns the weights for `set_weights` of a Keras model as in `from_keras`; bfloat16 becomes float32."""
     kinds = ("Wxh", "Whh", "bh") if settings["bias"] else ("Wxh", "Whh")
     layers = names(settings["num_layers"], settings["bidirectional"])
     order = [kind + suffix for suffixes in layers for suffix in suffixes for kind in kinds]
     order += ["Why", "by"] if settings["bias"] else ["Why"]
-    return [np.ascontiguousarray(tensors[name].detach().cpu().numpy().T) for name in order]
+    arrays = (tensors[name].detach().cpu() for name in order)
+    arrays = (array.float() if array.dtype is torch.bfloat16 else array for array in arrays)  # NumPy has none
+    return [np.ascontiguousarray(array.numpy().T) for array in arrays]
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

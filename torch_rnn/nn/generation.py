@@ -6,11 +6,13 @@ h = tanh(Wxh[:, id] + Whh h + bh)          y = Why h + by          id ~ softmax(
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from torch_rnn.nn.layers import Weights, layered
+from torch_rnn.ops.inputs import readable
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 
 LOWEST_TEMPERATURE = 1e-6
@@ -54,7 +56,7 @@ class Generation(Iterator[Tensor]):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
     ):
-        check_drawing(temperature, top_k, top_p)
+        check_drawing(temperature, top_k, top_p, generator)
         if ids.shape[1] == 0:
             raise ValueError(f"ids has shape {tuple(ids.shape)}; the prompt needs at least one step")
         self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
@@ -100,17 +102,28 @@ class Generation(Iterator[Tensor]):
     def _draw(self, y: Tensor) -> Tensor:
         """Returns ids (B,) for the logits y (B, V)."""
         if self.temperature == 0:
-            return y.argmax(dim=1)
+            ids = y.argmax(dim=1)
+            _check_finite(y.gather(1, ids[:, None]))
+            return ids
         if self.temperature != 1:
             y = y.double().div_(self.temperature)
         p = y.softmax(dim=1, dtype=torch.float64)
         if self.top_k is not None or self.top_p is not None:
             p = keep_most_probable(p, self.top_k, self.top_p)
         cumulative = p.cumsum(dim=1)
+        _check_finite(cumulative.select(1, -1))
         where = y.device if self.generator is None else self.generator.device
         u = torch.rand(len(y), 1, dtype=torch.float64, device=where, generator=self.generator)
         reached = (1 - u).to(y.device) * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, reached)[:, 0]
+        return torch.searchsorted(cumulative, reached)[:, 0].clamp_(max=p.shape[1] - 1)
+
+
+def _check_finite(y: Tensor) -> None:
+    """Raises ValueError where what was computed from the logits has NaN or infinity; not on a GPU."""
+    if readable(y) and not y.isfinite().all():
+        raise ValueError(
+            "the logits have NaN or infinity; the weights and h0 must be finite and not too large"
+        )
 
 
 def keep_most_probable(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -132,17 +145,21 @@ def keep_most_probable(p: Tensor, top_k: int | None, top_p: float | None) -> Ten
     return p
 
 
-def check_drawing(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_drawing(
+    temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None = None
+) -> None:
     """Raises TypeError or ValueError, which names the first argument that is out of range."""
     for name, value in (("temperature", temperature), ("top_p", 1 if top_p is None else top_p)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} is {value!r}; it must be a number")
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator is {generator!r}; it must be a torch.Generator")
     if temperature != 0 and not LOWEST_TEMPERATURE <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be 0, or {LOWEST_TEMPERATURE} or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
     if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int):
+        if isinstance(top_k, bool) or not isinstance(top_k, Integral):
             raise TypeError(f"top_k is {top_k!r}; it must be a whole number")
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")

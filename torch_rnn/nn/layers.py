@@ -1,6 +1,7 @@
 """Stacks recurrences: several layers, one or two directions, and masks."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from torch_rnn.ops import recurrence
 from torch_rnn.ops.checks import check_lengths
-from torch_rnn.ops.inputs import real_steps
+from torch_rnn.ops.inputs import real_steps, trusted
 
 
 class Weights(NamedTuple):
@@ -70,18 +71,19 @@ def layered(
         states = []
         for direction, (Wxh, bh, Whh) in enumerate(directions):
             start = None if h0 is None else h0[len(last)]
-            h, hT = recurrence(
-                reversed_steps(x, lengths) if direction else x,
-                Wxh,
-                Wxh.new_zeros(len(Wxh)) if bh is None else bh,
-                Whh,
-                start,
-                lengths,
-                nonlinearity=nonlinearity,
-                backend=backend,
-                final=True,
-                recompute=recompute,
-            )
+            with unchecked() if layer else nullcontext():
+                h, hT = recurrence(
+                    reversed_steps(x, lengths) if direction else x,
+                    Wxh,
+                    Wxh.new_zeros(len(Wxh)) if bh is None else bh,
+                    Whh,
+                    start,
+                    lengths,
+                    nonlinearity=nonlinearity,
+                    backend=backend,
+                    final=True,
+                    recompute=recompute,
+                )
             if start is None:
                 start = torch.zeros_like(hT)
             is_top = layer == len(weights) - 1
@@ -95,6 +97,11 @@ def layered(
             last.append(hT)
         x = torch.cat(states, dim=-1) if len(states) > 1 else states[0]
     return x, torch.stack(last)
+
+
+def unchecked() -> AbstractContextManager[None]:
+    """Skips the checks of values for a layer above the first: NaN in the states below is no fault of x."""
+    return nullcontext() if torch.compiler.is_compiling() else trusted()
 
 
 def _gather_steps(x: Tensor, index: Tensor) -> Tensor:

@@ -22,16 +22,24 @@ from torch_rnn.nn.readout import read
 def joined(rnns: Sequence[RNN]) -> RNN:
     """Returns an RNN whose logits are the mean of those of the given ones, with copies of their weights.
 
-    Its backend is that of the first. Raises ValueError where there is none, and where they
-    differ in more than hidden_size and how they were initialised.
+    Its backend, and whether it recomputes, are those of the first. Raises TypeError for other modules, and
+    ValueError where there is none, or where they differ in more than hidden_size and how they were
+    initialised.
     """
+    if isinstance(rnns, RNN) or not all(isinstance(rnn, RNN) for rnn in rnns):
+        raise TypeError("rnns is not a sequence of torch_rnn.RNN")
     if not rnns:
         raise ValueError("rnns is empty; there must be at least one RNN")
     first, n = rnns[0], len(rnns)
     alike = [_alike(rnn) for rnn in rnns]
     if any(settings != alike[0] for settings in alike):
         raise ValueError(f"rnns have the settings {alike}; they must be equal but for hidden_size")
-    like = {"backend": first.backend, "device": first.Why.device, "dtype": first.Why.dtype}
+    like = {
+        "backend": first.backend,
+        "recompute": first.recompute,
+        "device": first.Why.device,
+        "dtype": first.Why.dtype,
+    }
     whole = RNN(**{**first.settings, "hidden_size": sum(rnn.hidden_size for rnn in rnns)}, **like)
     directions = len(first.names[0])
     for layer, names in enumerate(first.names):

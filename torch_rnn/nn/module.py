@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from torch_rnn.devices import check_device
 from torch_rnn.losses import check_labels, cross_entropy, most_probable
 from torch_rnn.nn.convert import from_keras, from_torch, names, to_keras, to_torch
 from torch_rnn.nn.generation import Generation
@@ -27,8 +28,8 @@ from torch_rnn.nn.readout import read
 from torch_rnn.nn.settings import SETTINGS, check_settings
 from torch_rnn.nn.weights import load_weights, save_weights
 from torch_rnn.ops import check_backend
-from torch_rnn.ops.checks import check_mask, check_tensor, check_values
-from torch_rnn.ops.inputs import real_steps
+from torch_rnn.ops.checks import IDS, check_mask, check_tensor, check_values
+from torch_rnn.ops.inputs import in_dtype_of, real_steps
 from torch_rnn.reference import CLIP, PARAMETERS, NumpyRNN
 
 
@@ -37,7 +38,9 @@ class RNN(nn.Module):
 
     Parameters: Wxh (H, D), Whh (H, H), Why (C, H), bh (H,), by (C,). Those of further layers and directions
     are called Wxh_l1, Wxh_reverse, Wxh_l1_reverse and so on. Their input, as that of Why, is the H (or, with
-    two directions, 2 H) numbers of the layer below.
+    two directions, 2 H) numbers of the layer below. Each Wxh is the transpose of a contiguous tensor, so that
+    the column of an id is one block of memory; for torch.optim.LBFGS and parameters_to_vector, which view
+    parameters as vectors, replace it by `nn.Parameter(rnn.Wxh.detach().contiguous())`.
 
     Args:
         input_size: D, the width of a float input, or the number of different ids.
@@ -101,6 +104,9 @@ class RNN(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         check_settings(self.settings, dtype)
         check_backend(backend)
+        check_device(device)
+        if not isinstance(recompute, bool):
+            raise TypeError(f"recompute is {recompute!r}; it must be True or False")
         self.names = names(num_layers, bidirectional)
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -122,7 +128,10 @@ class RNN(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the shapes and what `forward` computes, as `save` writes them."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        found = {name: getattr(self, name) for name in SETTINGS}
+        return {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()
+        }
 
     def reset_parameters(self) -> None:
         """Draws new initial weights from torch's global generator."""
@@ -172,7 +181,8 @@ class RNN(nn.Module):
 
         With `final` it also returns hT, the last states of all layers and directions, in the shape of h0: the
         h0 of a call that continues. For one sequence, neither has a B. Arguments and errors are those of
-        `forward`.
+        `forward`, which alone runs forward pre-hooks, such as those of torch.nn.utils.prune; parametrizations
+        act here, too.
         """
         x, lengths, h0, mask, batched = self._as_batch(x, lengths, h0, mask)
         h, hT = self._recur(x, lengths, h0, mask)
@@ -198,15 +208,20 @@ class RNN(nn.Module):
         Returns:
             The summed loss of each epoch.
         """
+        if len(x_train) != len(y_train):
+            raise ValueError(
+                f"x_train has {len(x_train)} sequences, y_train {len(y_train)} labels; they must be as many"
+            )
         sequences = [self._as_example(x, y) for x, y in zip(x_train, y_train, strict=True)]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         losses = []
         for _ in range(epochs):
             total = 0.0
             for x, y_true in sequences:
                 loss = cross_entropy(self(x), y_true).sum()
-                gradients = torch.autograd.grad(loss, list(self.parameters()), materialize_grads=True)
+                gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
                 with torch.no_grad():
-                    for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+                    for parameter, gradient in zip(trained, gradients, strict=True):
                         parameter -= learning_rate * gradient.clamp(-CLIP, CLIP)
                 total += loss.item()
             losses.append(total)
@@ -355,6 +370,8 @@ class RNN(nn.Module):
             raise ValueError(
                 f"{path} holds {', '.join(sorted(tensors))}; these are not the weights of an RNN"
             )
+        if unknown := data["rnn"].keys() - set(SETTINGS):
+            raise ValueError(f"{path} has the settings {', '.join(sorted(unknown))}, which no RNN here has")
         rnn = cls(**data["rnn"], backend=backend, device=device, dtype=tensors["Why"].dtype)
         _check_shapes(str(path), tensors, rnn)
         return rnn._holding(tensors)
@@ -481,7 +498,7 @@ class RNN(nn.Module):
         """Gives one sequence a batch dimension of 1; the last item says whether x had one already."""
         if not isinstance(x, Tensor) or x.dim() == 0:
             return x, lengths, h0, mask, True  # `recurrence` refuses it
-        batched = x.dim() != (2 if x.is_floating_point() else 1)
+        batched, h0 = x.dim() != (2 if x.is_floating_point() else 1), in_dtype_of(self.Why, h0)
         self._check_shapes(x, lengths, h0, mask, batched)
         if batched:
             return x, lengths, h0, mask, True
@@ -506,10 +523,15 @@ class RNN(nn.Module):
     def _as_tensor(self, x: Tensor | ArrayLike) -> Tensor:
         """Returns ids, or floats in the parameters' dtype, on their device. Their values are checked."""
         if not isinstance(x, Tensor):
-            x = np.asarray(x)
+            try:
+                x = np.asarray(x)
+            except ValueError as error:
+                raise ValueError("x has rows of different lengths; pad them, and give lengths") from error
             if x.dtype.kind in "US":
                 raise TypeError("x is text; it must be ids or numbers. torch_rnn.TextClassifier labels texts")
             x = torch.as_tensor(x if x.size else np.empty(x.shape, dtype=int))
+        if not x.is_floating_point() and x.dtype not in IDS:
+            raise TypeError(f"x is {x.dtype}; it must be floats, or ids in one of {', '.join(map(str, IDS))}")
         check_values(x, self.input_size, None, None)
         return x.to(self.Wxh.device, self.Wxh.dtype if x.is_floating_point() else None)
 

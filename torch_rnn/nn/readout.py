@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import real_steps
+from torch_rnn.ops.inputs import autocast_off, real_steps
 
 READOUTS = ("last", "mean", "max", "every")
 
@@ -19,6 +19,8 @@ def read(readout: str, h: Tensor, last: Tensor, lengths: Tensor | None = None) -
         last: the last states (B, width), which a row without a real step is read from.
         lengths: (B,) integers, the number of real steps of each row; T for every row if None.
     """
+    if readout not in READOUTS:
+        raise ValueError(f"readout is {readout!r}; it must be one of {', '.join(READOUTS)}")
     T = h.shape[1]
     if readout == "every":
         return h
@@ -29,7 +31,7 @@ def read(readout: str, h: Tensor, last: Tensor, lengths: Tensor | None = None) -
     lengths = lengths.to(h.device)
     real = real_steps(lengths, T)
     if readout == "mean":
-        with torch.autocast(h.device.type, enabled=False):  # which would round the states
+        with autocast_off(h.device.type):  # which would round the states
             total = torch.bmm(real[:, None].to(h.dtype), h)[:, 0]  # a product needs no copy of h
         pooled = total / lengths.clamp(min=1)[:, None]
     else:

@@ -22,7 +22,15 @@ NO_DIGEST = "0" * 64
 
 
 def save_weights(path: str | os.PathLike, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Writes named tensors and JSON data atomically to a safetensors file with a checksum."""
+    """Writes named tensors and JSON data atomically to a safetensors file with a checksum.
+
+    Raises TypeError for data that JSON cannot hold.
+    """
+    for name, value in data.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"the data {name!r} cannot be kept as JSON ({error})") from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"torch_rnn": json.dumps({"sha256": NO_DIGEST, **data}, sort_keys=False)}
     blob = safetensors.torch.save(tensors, metadata)

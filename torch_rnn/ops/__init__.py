@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from torch_rnn.devices import check_device
 from torch_rnn.ops.auto import FUSED_NONLINEARITIES, fastest
 from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
@@ -24,6 +24,7 @@ from torch_rnn.ops.cuda_backend import runs_on as cuda_runs_on
 from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
+from torch_rnn.ops.inputs import in_dtype_of, is_transforming
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.ops.segments import in_segments
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on
@@ -69,6 +70,7 @@ def recurrence(
         final: whether to return hT too. If you need only the last state, hT is faster than h[:, -1], because
             the gradient of h[:, -1] is as large as h.
         recompute: whether to store only about sqrt(T) states and recompute the others in the backward pass.
+            torch.func, forward-mode differentiation and torch.export store all.
 
     Returns:
         h (B, T, H); with `final`, the pair of h and each row's last state hT (B, H).
@@ -77,8 +79,9 @@ def recurrence(
         TypeError, ValueError: The message names the argument, its value and what is allowed. On CUDA, values
             of ids and lengths are not checked, because the host would have to wait. Check them beforehand.
     """
-    if nonlinearity not in NONLINEARITIES:
+    if not isinstance(nonlinearity, str) or nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity is {nonlinearity!r}; it must be one of {', '.join(NONLINEARITIES)}")
+    x, h0 = in_dtype_of(Wxh, x), in_dtype_of(Wxh, h0)
     check(x, Wxh, bh, Whh, h0, lengths)
     check_backend(backend)
     run = _choose(backend, Wxh, nonlinearity)
@@ -88,7 +91,7 @@ def recurrence(
         h0 = Wxh.new_zeros(x.shape[0], Wxh.shape[0])
     if lengths is not None:
         lengths = lengths.to(x.device, torch.int64, non_blocking=True)
-    if recompute and torch.is_grad_enabled():
+    if recompute and torch.is_grad_enabled() and not is_transforming() and not _is_exporting():
         h, hT = in_segments(run, x, Wxh, bh, Whh, h0, lengths, nonlinearity)
     else:
         h, hT = run(x, Wxh, bh, Whh, h0, lengths, nonlinearity)
@@ -106,11 +109,13 @@ def which(
 
     On CUDA, "auto" depends on the other arguments and compares the backend with eager at the first call.
 
-    Raises ValueError for a backend that does not exist, does not run on the device, or lacks the size.
+    Raises ValueError for a device that is not there, and for a backend that does not exist, does not run on
+    the device, or lacks the size.
     """
     device = torch.device(device)
     check_backend(backend)
     if backend == "auto":
+        check_device(device)
         return _logged(fastest(device, dtype, hidden_size, nonlinearity), device.type)
     allowed = available(device)
     if backend not in allowed:
@@ -151,7 +156,7 @@ def _choose(backend: str, Wxh: Tensor, nonlinearity: str) -> Callable[..., tuple
     """Returns the function to run: usually the backend's; eager, bptt or scan where only they can compute."""
     if _is_exporting():
         return importlib.import_module("torch_rnn.ops.scan").scan  # slow to import
-    if _is_transforming():
+    if is_transforming():  # a fused kernel has no rule for vmap, and its tangents would be missing or zero
         return _fallback("eager", "under torch.func and forward-mode differentiation")
     if Wxh.dtype is torch.bfloat16:
         return _fallback("eager", "for weights in bfloat16")
@@ -172,14 +177,6 @@ def _is_exporting() -> bool:
 
 
 _is_exporting._dynamo_marked_constant = True  # in PyTorch 2.11, torch.compile takes is_exporting() for true
-
-
-def _is_transforming() -> bool:
-    """Returns whether torch.func or forward-mode differentiation is active.
-
-    A fused kernel has no rule for vmap, and its tangents would be missing or silently zero.
-    """
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _fallback(backend: str, reason: str) -> Callable[..., tuple[Tensor, Tensor]]:

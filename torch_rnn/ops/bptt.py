@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import project
+from torch_rnn.ops.inputs import autocast_off, project
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 
 
@@ -29,7 +29,7 @@ def bptt(
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
     """Returns h (B, T, H) and hT (B, H). The arguments are those of `recurrence`, already checked."""
-    with torch.autocast(x.device.type, enabled=False):  # states keep the dtype of the weights
+    with autocast_off(x.device.type):  # states keep the dtype of the weights
         hs, hT = forward(project(x, Wxh, bh, lengths).transpose(0, 1), Whh, h0, lengths, nonlinearity)
         return hs.transpose(0, 1), hT
 
@@ -45,7 +45,7 @@ def forward(
     for t in range(len(xw)):
         h_next = f(torch.addmm(xw[t], h, WhhT))
         h = hs[t] = h_next if t < unmasked else torch.where((t < lengths)[:, None], h_next, h)
-    return hs, h.clone()
+    return hs, h.clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("torch_rnn::bptt_backward", mutates_args=())
@@ -60,7 +60,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dxw (T, B, H), dWhh and dh0. A gradient that is None stands for zeros."""
     dxw, dWhh, dh0 = derivatives(dhs, dhT, hs, Whh, h0, lengths, nonlinearity)
-    return dxw, dWhh, dh0.clone()
+    return dxw, dWhh, dh0.clone(memory_format=torch.contiguous_format)
 
 
 @forward.register_fake
@@ -83,7 +83,7 @@ def _differentiate(ctx, dhs: Tensor | None, dhT: Tensor | None) -> tuple[Tensor 
     # With create_graph=True, autograd must be able to differentiate the backward pass too.
     formula = derivatives if torch.is_grad_enabled() else backward
     hs, Whh, h0, lengths = ctx.saved_tensors
-    with torch.autocast(hs.device.type, enabled=False):
+    with autocast_off(hs.device.type):
         return *formula(dhs, dhT, hs, Whh, h0, lengths, ctx.nonlinearity), None, None
 
 

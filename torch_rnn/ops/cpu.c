@@ -23,6 +23,8 @@
 
 #define ROWS 8 /* sequences in a tile */
 #define MAX_THREADS 256
+#define INLINE static inline __attribute__((always_inline)) /* for arguments that are constants */
+#define APART static __attribute__((noinline))              /* for a loop that needs all registers */
 
 /* What all threads of a call share: the tiles, and which thread computes which tile. */
 typedef struct {
@@ -131,7 +133,8 @@ static void run_threads(Call *call, int64_t threads, int64_t all, void (*work)(C
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(name) JOIN(name, REAL, ISA)
 
-/* Vector operations that C lacks: minimum, maximum, and 1/x of floats to at least 12 bits. */
+/* Vector operations that C lacks: minimum and maximum, which are the second argument where one of them is NaN, and
+ * 1/x of floats to at least 12 bits. */
 #define min_float_avx512 _mm512_min_ps
 #define max_float_avx512 _mm512_max_ps
 #define min_double_avx512 _mm512_min_pd

@@ -155,9 +155,9 @@ def _states(xw: Tensor | None, ids: Tensor | None, h0: Tensor) -> tuple[Tensor, 
 def _gradients(ids: Tensor | None, D: int, h: Tensor, Whh: Tensor, h0: Tensor) -> dict[str, Tensor]:
     H = 0 if ids is None else h.shape[2]
     return {
-        "dxw": torch.empty_like(h) if ids is None else h.new_empty(0),
-        "dWhh": torch.empty_like(Whh),
-        "dh0": torch.empty_like(h0),
+        "dxw": h.new_empty(h.shape if ids is None else 0),
+        "dWhh": Whh.new_empty(Whh.shape),  # not empty_like, which keeps strides: the kernel writes rows
+        "dh0": h0.new_empty(h0.shape),
         "dcolumns": h.new_zeros(D, H),
         "dbh": h.new_zeros(H),
     }

@@ -23,12 +23,13 @@ static inline int64_t NAME(padded)(int64_t H) {
 /* Computes tanh to 3 units in the last place.
  * float: x p(x^2) / q(x^2), a minimax fit with relative error 2.2e-8 on |x| <= 9.02; beyond, tanh is 1 in float.
  * double: Lambert's continued fraction x/(1 + x^2/(3 + x^2/(5 + ...))) at x/8, then three times
- * tanh(2x) = 2 tanh(x) / (1 + tanh(x)^2). All terms are positive, so that nothing cancels. */
+ * tanh(2x) = 2 tanh(x) / (1 + tanh(x)^2). All terms are positive, so that nothing cancels.
+ * NaN stays NaN, because min and max return their second argument where one of them is NaN. */
 static inline V NAME(tanh)(V x) {
-    const V zero = x * 0, one = zero + 1;
+    const V zero = {0}, one = zero + 1;
     if (IS_FLOAT) {
         const V limit = zero + (REAL)9.02;
-        x = NAME(max)(NAME(min)(x, limit), -limit);
+        x = NAME(max)(-limit, NAME(min)(limit, x));
         V u = x * x;
         V p = u * (REAL)1.33266064998e-8 + (REAL)2.05897750219e-5;
         p = p * u + (REAL)0.00349445536477;
@@ -40,10 +41,10 @@ static inline V NAME(tanh)(V x) {
         q = q * u + one;
         V r = NAME(rcp)(q);
         r = r * (2 - q * r); /* a Newton step doubles the correct bits */
-        return NAME(max)(NAME(min)(x * p * r, one), -one);
+        return NAME(max)(-one, NAME(min)(one, x * p * r));
     }
     const V limit = zero + 20;
-    x = NAME(max)(NAME(min)(x, limit), -limit) * (REAL)0.125;
+    x = NAME(max)(-limit, NAME(min)(limit, x)) * (REAL)0.125;
     V u = x * x, tail = zero + 27;
     for (int odd = 25; odd >= 1; odd -= 2) tail = (REAL)odd + u / tail;
     V y = x / tail;
@@ -53,45 +54,62 @@ static inline V NAME(tanh)(V x) {
 
 static inline V NAME(apply)(V a, int64_t nonlinearity) {
     if (nonlinearity == TANH) return NAME(tanh)(a);
-    const V zero = a * 0;
-    if (nonlinearity == RELU) a = NAME(max)(a, zero);
+    const V zero = {0};
+    if (nonlinearity == RELU) a = NAME(max)(zero, a);
     return a;
 }
 
 /* Returns f'(a) as a function of h = f(a). */
 static inline V NAME(derivative)(V h, int64_t nonlinearity) {
-    const V zero = h * 0, one = zero + 1;
+    const V zero = {0}, one = zero + 1;
     if (nonlinearity == TANH) return one - h * h;
     return nonlinearity == RELU ? SELECT(h > zero, one, zero) : one;
 }
 
-/* acc (ROWS, BLOCK) += in (ROWS, K) panel (K, BLOCK). Rows of in are `stride` numbers apart. */
-static inline void NAME(multiply)(V acc[ROWS][VECTORS], const REAL *in, int64_t stride, const REAL *panel, int64_t K) {
-    V sum[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = acc[i][v];
-    for (int64_t k = 0; k < K; k++) {
-        const V *w = (const V *)(panel + k * BLOCK);
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) sum[i][v] += in[i * stride + k] * w[v];
+/* Returns how many rows are computed where `live` have not ended: 1, 2, 4 or 8. */
+static inline int64_t NAME(rows)(int64_t live) { return live > 4 ? 8 : live > 2 ? 4 : live; }
+
+/* Calls `function(..., rows, blocks)` for all blocks of P columns. Fewer rows take more blocks at once, because the
+ * processor needs about eight independent sums. The order of each sum is the same for any number of rows. */
+#define FOR_EACH_BLOCK(function, rows, ...)                                                                   \
+    switch (rows) {                                                                                           \
+    case 1: BLOCKS(function, 1, 4, __VA_ARGS__) break;                                                        \
+    case 2: BLOCKS(function, 2, 4, __VA_ARGS__) break;                                                        \
+    case 4: BLOCKS(function, 4, 2, __VA_ARGS__) break;                                                        \
+    default: BLOCKS(function, 8, 1, __VA_ARGS__)                                                              \
     }
+#define BLOCKS(function, rows, blocks, ...)                                                                   \
+    {                                                                                                         \
+        int64_t j = 0;                                                                                        \
+        for (; j + (blocks) * BLOCK <= P; j += (blocks) * BLOCK) NAME(function)(__VA_ARGS__, j, rows, blocks); \
+        for (; j < P; j += BLOCK) NAME(function)(__VA_ARGS__, j, rows, 1);                                    \
+    }
+
+/* sum (rows, blocks * VECTORS) += in (rows, K) times `blocks` panels (K, BLOCK). Rows of in are `stride` apart. */
+INLINE void NAME(multiply)(V *sum, const REAL *in, int64_t stride, const REAL *panel, int64_t K, int rows, int blocks) {
+    for (int64_t k = 0; k < K; k++) {
+#pragma GCC unroll 4
+        for (int block = 0; block < blocks; block++) {
+            const V *w = (const V *)(panel + (block * K + k) * BLOCK);
 #pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
+            for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) acc[i][v] = sum[i][v];
+                for (int v = 0; v < VECTORS; v++) sum[(i * blocks + block) * VECTORS + v] += in[i * stride + k] * w[v];
+        }
+    }
 }
 
 /* out[j/BLOCK][k][j%BLOCK] = W[k][j], or W[j][k] if transposed, so that `multiply` reads memory in order. */
 static void NAME(pack)(REAL *out, const REAL *W, int64_t H, int transposed) {
-    const int64_t P = NAME(padded)(H);
-    memset(out, 0, (size_t)(P * H) * sizeof(REAL));
-    for (int64_t k = 0; k < H; k++)
-        for (int64_t j = 0; j < H; j++)
-            out[j / BLOCK * BLOCK * H + k * BLOCK + j % BLOCK] = transposed ? W[j * H + k] : W[k * H + j];
+    const int64_t P = NAME(padded)(H), full = H / BLOCK * BLOCK;
+    memset(out + full * H, 0, (size_t)((P - full) * H) * sizeof(REAL));
+    for (int64_t j = 0; j < H; j += BLOCK)
+        for (int64_t first = 0; first < H; first += LANES) { /* a cache line of W at a time */
+            const int64_t columns = H - j < BLOCK ? H - j : BLOCK, end = first + LANES < H ? first + LANES : H;
+            for (int64_t i = j; i < j + columns; i++)
+                for (int64_t k = first; k < end; k++)
+                    out[j * H + k * BLOCK + i - j] = transposed ? W[i * H + k] : W[k * H + i];
+        }
 }
 
 /* y[:n] = a + b, or a if b is NULL. */
@@ -103,6 +121,20 @@ static inline void NAME(add)(REAL *y, const REAL *a, const REAL *b, int64_t n) {
 
 static inline void NAME(prefetch)(const REAL *a, int64_t n) {
     for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(a + j);
+}
+
+/* Computes columns j : j + blocks * BLOCK of the next state of some rows. */
+INLINE void NAME(forward_block)(const Call *call, const REAL *const *input, const REAL *bias, const REAL *now, REAL *next,
+                                int64_t j, int rows, int blocks) {
+    const int64_t H = call->r->H, P = NAME(padded)(H), n = blocks * VECTORS;
+    V sum[ROWS * VECTORS];
+    for (int i = 0; i < rows; i++)
+        for (int64_t v = 0; v < n; v++)
+            sum[i * n + v] = *(const U *)(input[i] + j + v * LANES) + *(const V *)(bias + j + v * LANES);
+    NAME(multiply)(sum, now, STRIDE, (const REAL *)call->packed + j * H, H, rows, blocks);
+    for (int i = 0; i < rows; i++)
+        for (int64_t v = 0; v < n; v++)
+            *(V *)(next + i * STRIDE + j + v * LANES) = NAME(apply)(sum[i * n + v], call->r->nonlinearity);
 }
 
 /* Computes all steps of a tile forward. buffer has 4 parts of (ROWS, STRIDE). */
@@ -138,16 +170,7 @@ static void NAME(forward_tile)(Call *call, int64_t tile, REAL *buffer) {
             else
                 NAME(add)(x + i * STRIDE, from, NULL, H);
         }
-        for (int64_t j = 0; j < P; j += BLOCK) {
-            V acc[ROWS][VECTORS];
-            for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++)
-                    acc[i][v] = *(const U *)(input[i] + j + v * LANES) + *(V *)(bias + j + v * LANES);
-            NAME(multiply)(acc, now, STRIDE, (const REAL *)call->packed + j * H, H);
-            for (int i = 0; i < ROWS; i++)
-                for (int v = 0; v < VECTORS; v++)
-                    *(V *)(next + i * STRIDE + j + v * LANES) = NAME(apply)(acc[i][v], r->nonlinearity);
-        }
+        FOR_EACH_BLOCK(forward_block, NAME(rows)(live), call, input, bias, now, next)
         for (int64_t i = 0; i < live; i++) NAME(add)(h + (row[i] * T + t) * H, next + i * STRIDE, NULL, H);
         for (int64_t i = live; i < n; i++) memcpy(next + i * STRIDE, now + i * STRIDE, (size_t)P * sizeof(REAL));
         REAL *swap = now;
@@ -161,7 +184,7 @@ static void NAME(forward_tile)(Call *call, int64_t tile, REAL *buffer) {
 
 /* dW (P, P) += da^T h for a chunk of `pairs` rows of da and h. The chunk is summed separately first, because one
  * long sum would lose more precision than several short ones. */
-static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pairs, int64_t H, int64_t P) {
+APART void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pairs, int64_t H, int64_t P) {
     for (int64_t k = 0; k < P; k += BLOCK)
         for (int64_t j = 0; j < H; j += ROWS) {
             V acc[ROWS][VECTORS];
@@ -178,17 +201,29 @@ static void NAME(add_outer)(REAL *dW, const REAL *da, const REAL *h, int64_t pai
         }
 }
 
-/* Returns how many steps of a tile are collected before `add_outer`: as many as fit into the cache. */
+/* Returns how many rows of da and of h are collected before `add_outer`: as many as fit into the cache. */
 static inline int64_t NAME(chunk)(int64_t P) {
-    const int64_t steps = (1 << 17) / (2 * ROWS * P * (int64_t)sizeof(REAL));
-    return steps < 2 ? 2 : steps > 32 ? 32 : steps;
+    const int64_t tiles = (1 << 17) / (2 * ROWS * P * (int64_t)sizeof(REAL));
+    return ROWS * (tiles < 2 ? 2 : tiles > 32 ? 32 : tiles);
 }
 
-/* Computes all steps of a tile backward. buffer has 3 parts of (ROWS, STRIDE), then two chunks of such parts. */
+/* Computes columns j : j + blocks * BLOCK of the gradient that the live rows pass to the step before. */
+INLINE void NAME(backward_block)(const Call *call, const REAL *da, REAL *carry, int64_t live, int64_t j, int rows,
+                                 int blocks) {
+    const int64_t H = call->r->H, P = NAME(padded)(H), n = blocks * VECTORS;
+    V sum[ROWS * VECTORS];
+    for (int i = 0; i < rows * n; i++) sum[i] = (V){0};
+    NAME(multiply)(sum, da, STRIDE, (const REAL *)call->packed + j * H, H, rows, blocks);
+    for (int64_t i = 0; i < rows && i < live; i++)
+        for (int64_t v = 0; v < n; v++) *(V *)(carry + i * STRIDE + j + v * LANES) = sum[i * n + v];
+}
+
+/* Computes all steps of a tile backward. buffer has 3 parts of (rows, STRIDE), then two chunks of rows. */
 static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *buffer) {
     const Recurrence *r = call->r;
-    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H), steps = NAME(chunk)(P), size = ROWS * STRIDE;
+    const int64_t B = r->B, T = r->T, H = r->H, P = NAME(padded)(H);
     const int64_t n = B - ROWS * tile < ROWS ? B - ROWS * tile : ROWS, *row = call->order + ROWS * tile;
+    const int64_t rows = NAME(rows)(n), size = rows * STRIDE, steps = NAME(chunk)(P) / rows; /* in a chunk */
     REAL *carry = buffer, *state = buffer + size, *bias = buffer + 2 * size; /* bias: dbh of the chunk, (P,) */
     REAL *das = buffer + 3 * size, *befores = das + steps * size;
     REAL *dWhh = (REAL *)call->dWhh + thread * P * P, *dbh = (REAL *)call->dbh + thread * P, *dxw = r->dxw;
@@ -234,15 +269,9 @@ static void NAME(backward_tile)(Call *call, int64_t tile, int64_t thread, REAL *
             }
         }
         state = before; /* h[t-1]; rows that are not live yet have da = 0 and so add nothing */
-        for (int64_t j = 0; j < P; j += BLOCK) {
-            V acc[ROWS][VECTORS];
-            memset(acc, 0, sizeof acc);
-            NAME(multiply)(acc, da, STRIDE, (const REAL *)call->packed + j * H, H);
-            for (int64_t i = 0; i < live; i++)
-                for (int v = 0; v < VECTORS; v++) *(V *)(carry + i * STRIDE + j + v * LANES) = acc[i][v];
-        }
+        FOR_EACH_BLOCK(backward_block, NAME(rows)(live), call, da, carry, live)
         if (++held == steps || t == 0) {
-            NAME(add_outer)(dWhh, das, befores, held * ROWS, H, P);
+            NAME(add_outer)(dWhh, das, befores, held * rows, H, P);
             NAME(add)(dbh, dbh, bias, P);
             memset(bias, 0, (size_t)P * sizeof(REAL));
             held = 0;
@@ -283,7 +312,7 @@ static void NAME(forward_work)(Call *call, int64_t thread) {
 
 static void NAME(backward_work)(Call *call, int64_t thread) {
     const int64_t P = NAME(padded)(call->r->H);
-    REAL *buffer = aligned((size_t)((3 + 2 * NAME(chunk)(P)) * ROWS * STRIDE) * sizeof(REAL));
+    REAL *buffer = aligned((size_t)((3 * ROWS + 2 * NAME(chunk)(P)) * STRIDE) * sizeof(REAL));
     if (!buffer) { call->status = NO_MEMORY; return; }
     for (int64_t tile = 0; tile < call->tiles; tile++)
         if (call->owner[tile] == thread) NAME(backward_tile)(call, tile, thread, buffer);
@@ -343,3 +372,5 @@ static int NAME(backward)(const Recurrence *r) { return NAME(run)(r, 1); }
 #undef LANES
 #undef BLOCK
 #undef IS_FLOAT
+#undef FOR_EACH_BLOCK
+#undef BLOCKS

@@ -1,6 +1,7 @@
 """Runs the recurrence in segments of time and stores only their last states (Chen et al., 2016)."""
 
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ def in_segments(
 ) -> tuple[Tensor, Tensor]:
     """Returns what the backend `run` returns. The backward pass recomputes about sqrt(T) states at a time."""
     T = x.shape[1]
-    size = math.isqrt(max(T - 1, 0)) + 1
+    size = math.isqrt(max(operator.index(T) - 1, 0)) + 1  # index: torch.compile compiles anew for another T
     hs, h = [], h0
     for start in range(0, T, size):
         segment = x[:, start : start + size]

@@ -62,9 +62,6 @@ def score(tokens: str, loss: float) -> float:
 def memory(run: FinishedRun) -> dict[str, Any]:
     """Returns, before and after training, the gradient norms by distance and the eigenvalues of Whh."""
     before = initial(run)
-    if before is not None and run.settings["model"].get("start_from") is None:
-        counts = torch.from_numpy(run.data.counts()).double().clamp(min=1)
-        before.by.data.copy_((counts / counts.sum()).log())  # as the training begins
     models = {"after": run.rnn} if before is None else {"before": before, "after": run.rnn}
     x, targets = windows(run)
     gradients = {when: gradient_norms(rnn, x, targets) for when, rnn in models.items()}

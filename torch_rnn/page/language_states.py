@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_rnn.data.streams import PADDING
 from torch_rnn.page.finished import FinishedRun
 from torch_rnn.page.language import held_out
-from torch_rnn.page.slow_points import dynamics, number_of_starts, slow_points
+from torch_rnn.page.slow_points import APART, dynamics, number_of_starts, slow_points
 from torch_rnn.page.states import Plane, plane
 
 STATES = 480
@@ -20,8 +20,6 @@ MAX_PRODUCTS = 1e10
 """Limit on the products of the weights with the states of these steps."""
 CONTEXT = {"characters": 24, "words": 6}
 """Tokens before a state that its label shows."""
-APART = 0.1
-"""Of slow points that are closer than this part of the states' standard deviation, one is shown."""
 NEXT = 3
 """Next tokens that are stored for a slow point."""
 KINDS = {

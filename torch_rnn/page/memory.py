@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_rnn.data.batches import lengths_of
 from torch_rnn.errors import RunError
 from torch_rnn.losses import cross_entropy
+from torch_rnn.nn.members import joined
 from torch_rnn.nn.module import RNN
 from torch_rnn.nn.readout import read
 from torch_rnn.ops.inputs import real_steps
@@ -24,7 +25,7 @@ SEQUENCES = 240
 MAX_STEPS = 1000
 """Limit on the length of these sequences."""
 LEAST = 24
-"""A distance that fewer sequences reach is left out."""
+"""The curves end where fewer sequences would reach."""
 MAX_NUMBERS = 10_000_000
 """Limit on the numbers in all states of these sequences."""
 MAX_WIDTH = 512
@@ -36,7 +37,7 @@ def memory(run: FinishedRun, found: Predictions) -> dict[str, Any]:
     """Returns the gradient norms and the eigenvalues, before and after training."""
     before = initial(run)
     models = {"after": run.rnn} if before is None else {"before": before, "after": run.rnn}
-    rows = gradient_rows(run, found)
+    rows = reaching(gradient_rows(run, found), run)
     gradients = {when: gradient_norms(rnn, run, rows) for when, rnn in models.items()}
     return {"gradients": gradients, "sequences": len(rows), "spectra": spectra(models)}
 
@@ -58,16 +59,21 @@ def initial(run: FinishedRun) -> RNN | None:
 
     Where it has started from another run, that one's weights are taken over; None if they are gone.
     """
-    dtype = torch.get_default_dtype()
+    model, settings = run.settings["model"], run.rnn.settings
+    members = model.get("members", 1)
+    settings |= {"hidden_size": settings["hidden_size"] // members, "backend": "eager"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.results["seed"])
-        rnn = RNN(**run.rnn.settings, backend="eager", dtype=dtype).eval()
-    start = run.settings["model"].get("start_from")
+        rnns = [RNN(**settings, dtype=torch.get_default_dtype()).eval() for _ in range(members)]
+    rnn, taken = rnns[0] if members == 1 else joined(rnns).eval(), ()
     try:
-        if start is not None:
-            start_from(start, rnn, run.data)
+        if model.get("start_from") is not None:
+            taken = start_from(model["start_from"], rnn, run.data).taken
     except RunError:
         return None
+    if run.is_language and "by" not in taken:
+        counts = torch.from_numpy(run.data.counts()).double().clamp(min=1)
+        rnn.by.data.copy_((counts / counts.sum()).log())  # as the training begins
     return rnn
 
 
@@ -89,29 +95,28 @@ def gradient_rows(run: FinishedRun, found: Predictions) -> np.ndarray:
     return np.random.default_rng(2).permutation(order[len(order) // 2 :])[:count]
 
 
+def reaching(rows: np.ndarray, run: FinishedRun) -> np.ndarray:
+    """Returns those of the sequences that are as long as the LEAST longest: each has all distances."""
+    lengths = lengths_of(run.data.splits["test"][0])[rows]
+    return rows[lengths >= np.sort(lengths)[-min(LEAST, len(rows))]]
+
+
 def gradient_norms(rnn: RNN, run: FinishedRun, rows: np.ndarray) -> list[dict[str, Any]]:
     """Returns for each direction of the top layer the mean norm of dL/dh[t] by distance.
 
-    The distance is the number of steps from t to the last step of that direction. L is the loss of one
-    sequence.
+    The distance is the number of steps from t to the last step that this direction reads; the largest is that
+    which all sequences have. L is the loss of one sequence.
     """
-    T = int(lengths_of(run.data.splits["test"][0])[rows].max())
+    T = int(lengths_of(run.data.splits["test"][0])[rows].min())
     directions = len(rnn.names[0])
-    sums, counts = np.zeros((directions, T)), np.zeros((directions, T))
+    sums = np.zeros((directions, T))
     for _, (x, lengths, labels, *_) in batches(run.data, "test", rows):
         for direction, gradient in enumerate(state_gradients(rnn, x, lengths, labels)):
             norms = gradient.norm(dim=2).numpy()
             for b, n in enumerate(lengths.tolist()):
-                row = norms[b, :n] if direction else norms[b, :n][::-1]
-                sums[direction, :n] += row
-                counts[direction, :n] += 1
-    enough = counts >= min(LEAST, len(rows))
+                sums[direction] += norms[b, :T] if direction else norms[b, n - T : n][::-1]
     return [
-        {
-            "name": name,
-            "distances": np.flatnonzero(enough[d]).tolist(),
-            "norms": (sums[d][enough[d]] / counts[d][enough[d]]).tolist(),
-        }
+        {"name": name, "distances": list(range(T)), "norms": (sums[d] / len(rows)).tolist()}
         for d, name in enumerate(DIRECTIONS[:directions])
     ]
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 
 from torch_rnn.data.corpus import Corpus
 from torch_rnn.data.datamodule import SequenceData
-from torch_rnn.data.text import tokenize
+from torch_rnn.data.text import UNKNOWN, tokenize
 from torch_rnn.errors import RunError
 
 MAX_BYTES = 1 << 27
@@ -29,9 +29,15 @@ def original_texts(data: SequenceData, tokens: dict[int, list[str]]) -> dict[int
     found = {}
     for i, text in _documents(data, tokens.keys()).items():
         text = text.replace("<br />", "\n")
-        if tokenize(text)[-data.maxlen :] == tokens[i]:
+        if _has_tokens(text, tokens[i], data.maxlen):
             found[i] = text
     return found
+
+
+def _has_tokens(text: str, tokens: list[str], maxlen: int) -> bool:
+    """Returns whether these are the last tokens of a text; UNKNOWN stands for any one."""
+    own = tokenize(text)[-maxlen:]
+    return len(own) == len(tokens) and all(b in (a, UNKNOWN) for a, b in zip(own, tokens, strict=True))
 
 
 def _documents(data: SequenceData, numbers: Collection[int]) -> dict[int, str]:

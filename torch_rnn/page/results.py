@@ -82,6 +82,10 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]
     two = probabilities.shape[1] == 2
     said = probabilities[:, 1] if two else probabilities.max(axis=1)
     true = labels == 1 if two else labels == probabilities.argmax(axis=1)
+    said, true = (
+        said[np.isfinite(said)],
+        true[np.isfinite(said)],
+    )  # NaN, of logits that overflow, is in no bin
     bins = np.minimum((said * BINS).astype(int), BINS - 1)
     points, error = [], 0.0
     for i in range(BINS):

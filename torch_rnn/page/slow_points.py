@@ -22,6 +22,11 @@ STARTS = 96
 LEAST_STARTS = 6
 SLOW = 1e-7
 """The search for a slow point ends where q is below this times the width of s."""
+MAX_Q = 1e-6
+"""Points where q is larger, times the width of s, are left out: there the state moves on. At a minimum J has
+the eigenvalue 1 nevertheless, as the gradient of q is (J - I)^T (F(s) - s)."""
+APART = 0.1
+"""Of slow points that are closer than this part of the states' standard deviation, one is shown."""
 ITERATIONS = 60
 MAX_PRODUCTS = 4e10
 """Limit on the products of the search; a large H has fewer iterations."""
@@ -107,7 +112,7 @@ def slow_points(system: Dynamics, starts: Tensor, apart: float | None = None) ->
     most = max(1, int(min(MAX_CUBES / cubes, MAX_EIGENVALUES / s.shape[1])))
     chosen: list[int] = []
     for i in q.argsort(stable=True).tolist():
-        if len(chosen) == most or not q[i] <= 1e-4 * s.shape[1]:  # NaN is the largest
+        if len(chosen) == most or not q[i] <= MAX_Q * s.shape[1]:  # NaN is the largest
             break
         limit = 1e-3 * (1 + s[i].norm()) if apart is None else apart
         if all((s[i] - s[j]).norm() > limit for j in chosen):

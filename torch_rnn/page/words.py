@@ -46,9 +46,10 @@ def words(run: FinishedRun, found: Predictions) -> dict[str, Any]:
 
 
 def train_counts(run: FinishedRun, V: int) -> tuple[np.ndarray, int]:
-    """Returns how often each id occurs in the training texts, and in how many of them it was counted."""
+    """Returns how often each id occurs in labelled training texts, and in how many of them it was counted."""
     sequences, _ = run.data.splits["train"]
-    lengths = lengths_of(sequences)
+    labelled = getattr(run.data, "labelled", len(sequences))  # unlabelled texts and pieces follow
+    lengths = lengths_of(sequences)[:labelled]
     rows = np.arange(max(1, int(np.searchsorted(np.cumsum(lengths), MAX_STEPS))))[: len(lengths)]
     if isinstance(sequences, RaggedSequences):
         counts = lengths[rows]

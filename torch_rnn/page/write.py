@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from torch_rnn.files import write_atomically
+from torch_rnn.nn.module import RNN
 from torch_rnn.page import language
 from torch_rnn.page.curves import curves
 from torch_rnn.page.finished import FinishedRun
@@ -20,7 +21,7 @@ from torch_rnn.page.memory import memory
 from torch_rnn.page.predictions import predict_test
 from torch_rnn.page.reading import reading, words_of_test
 from torch_rnn.page.results import result
-from torch_rnn.page.slow_points import dynamics, number_of_starts, slow_points
+from torch_rnn.page.slow_points import APART, dynamics, number_of_starts, slow_points
 from torch_rnn.page.states import Plane, Sample, joint_states, plane, sample, states
 from torch_rnn.page.words import words
 from torch_rnn.page.writing import writing
@@ -78,6 +79,7 @@ def gather_language(run: FinishedRun) -> dict[str, Any]:
 
 def gather_sequences(run: FinishedRun) -> dict[str, Any]:
     """Returns the panels of a run on sequences with labels."""
+    trained, run = run, with_one_logit(run)
     found = predict_test(run)
     drawn = sample(run, found)
     flat = plane(drawn.h)
@@ -88,7 +90,7 @@ def gather_sequences(run: FinishedRun) -> dict[str, Any]:
         "result": result(run, found),
         "curves": curves(run),
         "states": states(run, drawn, flat, names) | {"slow": slow(run, drawn, flat)},
-        "memory": memory(run, found),
+        "memory": memory(trained, found),
     }
     if run.reads_text:
         panels |= {"reading": reading(run, found), "words": words(run, found)}
@@ -105,11 +107,23 @@ def slow(run: FinishedRun, drawn: Sample, flat: Plane) -> dict[str, Any] | None:
     H = rnn.hidden_size
     chosen = np.random.default_rng(3).permutation(len(drawn.h))[: number_of_starts(rnn)]
     starts = joint_states(run, [drawn.places[i] for i in chosen])
-    points = slow_points(system, torch.from_numpy(starts))
+    points = slow_points(system, torch.from_numpy(starts), APART * np.sqrt(starts.var(axis=0).sum()))
     top = points.pop("s")[:, -H:].numpy()
     by = 0 if rnn.by is None else rnn.by.detach().double().numpy()
-    logits = top @ rnn.Why.detach().double().numpy()[:, :H].T + by
+    # With two directions, the logits depend on what the other one has read, too.
+    logits = None if rnn.bidirectional else top @ rnn.Why.detach().double().numpy().T + by
     return points | {"points": flat.project(top), "logits": logits, "starts": len(starts)}
+
+
+def with_one_logit(run: FinishedRun) -> FinishedRun:
+    """Returns the run with one logit, y[1] - y[0], in place of two, which gives two classes the same p."""
+    rnn = run.rnn
+    if rnn.output_size != 2 or len(run.data.classes) != 2:
+        return run
+    weights = {name: w[1:] - w[:1] if name in ("Why", "by") else w for name, w in rnn.state_dict().items()}
+    one = RNN(**{**rnn.settings, "output_size": 1}).eval()
+    one.load_state_dict(weights)
+    return run._replace(rnn=one)
 
 
 def about(run: FinishedRun) -> dict[str, Any]:

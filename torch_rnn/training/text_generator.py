@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -96,10 +97,12 @@ class TextGenerator:
             seed: of the random numbers.
 
         Raises:
-            ValueError: for an unknown character in the prompt, or a setting out of range.
+            TypeError, ValueError: for an unknown character in the prompt, or a setting out of range.
         """
-        for name, value in (("length", length), ("n", n)):
-            if value < 1:
+        for name, value in (("length", length), ("n", n), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} is {value!r}; it must be a whole number")
+            if value < 1 and name != "seed":
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if len(ids := self.encode(prompt)) == 0:
             start = "\n" if self.tokens == "characters" else "."

@@ -16,9 +16,12 @@ function make(tag, { text, children = [], ...attributes } = {}) {
   return element;
 }
 
+const SLICE = 40; // milliseconds of work between two looks at the page
+
 const number = (value) => value.toLocaleString("en");
 const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}\u00a0%`;
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const digits = (value, n) => (value === null ? "not finite" : value.toPrecision(n));
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const CLASS_COLOURS = {
   light: ["#0072B2", "#D55E00", "#789669", "#782D3C", "#2D96FF", "#443862", "#7E7376", "#A50000"],

@@ -71,16 +71,17 @@ function axis(title, more = {}) {
   };
 }
 
-/** Returns a logarithmic axis, with ticks at powers of ten or more; for values close to each other a linear one. */
+/** Returns a logarithmic axis, with ticks at powers of ten, of few decades at 1, 2 and 5 times these; else a linear one. */
 function logAxis(title, values) {
   const positive = values.filter((value) => value > 0),
     decades = Math.log10(Math.max(...positive) / Math.min(...positive));
   if (!(decades > 0.4)) return axis(title);
-  return axis(title, {
-    type: "log",
-    exponentformat: "power",
-    dtick: decades > 5 ? Math.ceil(decades / 5) : decades > 1.5 ? 1 : "D2",
-  });
+  if (decades > 1.5) {
+    return axis(title, { type: "log", exponentformat: "power", dtick: decades > 5 ? Math.ceil(decades / 5) : 1 });
+  }
+  const first = Math.floor(Math.log10(Math.min(...positive))),
+    tickvals = [0, 1, 2, 3].flatMap((i) => [1, 2, 5].map((digit) => Number(`${digit}e${first + i}`)));
+  return axis(title, { type: "log", tickvals, ticktext: tickvals.map(String) });
 }
 
 function circle() {

@@ -4,7 +4,7 @@ function languageCards() {
   const { rows, measure, tokens, V } = DATA.language;
   return [
     ...rows.map(({ name, score }) => [scoreText(score), `${name}, ${measure}`]),
-    [rows[0].loss.toPrecision(4), `${rows[0].name} loss, nats`],
+    [digits(rows[0].loss, 4), `${rows[0].name} loss, nats`],
     [number(rows[0].n), `${rows[0].name} ${tokens}`],
     [number(V), `V, ${tokens} in the vocabulary`],
     [number(DATA.about.parameters), "parameters"],
@@ -12,12 +12,10 @@ function languageCards() {
 }
 
 /** Returns bits per character with three digits after the point, a perplexity with four in all. */
-const scoreText = (value) =>
-  DATA.language.tokens === "characters"
-    ? value.toFixed(3)
-    : value < 1000
-      ? value.toPrecision(4)
-      : number(Math.round(value));
+function scoreText(value) {
+  if (value !== null && DATA.language.tokens === "characters") return value.toFixed(3);
+  return value === null || value < 1000 ? digits(value, 4) : number(Math.round(value));
+}
 
 /** Shows the scores of a language model as bars beside two models that read no text before. */
 function showLanguage() {
@@ -37,7 +35,7 @@ function showLanguage() {
       children: [
         make("th", { text: own ? `this model, ${name}` : name, scope: "row", class: "text" }),
         make("td", { class: "bar", children: [make("i", { style: `width: ${(100 * loss) / most}%` })] }),
-        ...[scoreText(score), loss.toFixed(4)].map((text) => make("td", { text, class: "count" })),
+        ...[scoreText(score), loss === null ? digits(loss) : loss.toFixed(4)].map((text) => make("td", { text, class: "count" })),
         make("td", { text: n === undefined ? "" : number(n), class: "count size" }),
       ],
     }),

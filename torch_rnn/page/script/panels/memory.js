@@ -2,7 +2,8 @@
 
 function showMemory() {
   const { gradients, spectra } = DATA.memory,
-    end = DATA.language ? "prediction" : "end";
+    two = MODEL.bidirectional ? " that the direction reads" : "",
+    end = DATA.language ? "prediction" : `last${two}`;
   const tones = () => ({ before: colour("down"), after: colour("up") });
   if (gradients.after.length > 2) {
     for (const element of byId("memory").querySelectorAll(".plot")) element.classList.add("tall");

@@ -16,7 +16,6 @@ function showReading() {
     const rnn = makeRNN(weights, MODEL),
       encode = encoder(vocabulary);
     read = (text) => readText(rnn, encode, maxlen, text);
-    view.rnn = rnn;
     view.readIds = (ids) => readIds(rnn, ids);
     field.addEventListener("input", () => {
       byId("texts").value = "";
@@ -144,40 +143,53 @@ function showProbability() {
 function showTokens() {
   const { tokens, ids, contributions, skipped } = view.reading,
     c = shownLogit();
-  const values = shownValues(),
-    sizes = values.map(Math.abs).sort((a, b) => a - b);
-  const scale = Math.max(0.3, sizes[Math.floor(0.97 * sizes.length)] ?? 0);
   const parts = document.createDocumentFragment();
   if (skipped.length) {
     const text = `${number(skipped.length)} words before are not read: … ${skipped.slice(-12).join(" ")}`;
     parts.append(make("span", { class: "skipped", text }), " ");
   }
   tokens.forEach((token, t) => {
-    const value = values[t],
-      strength = Math.min(1, Math.abs(value) / scale);
     const word = document.createElement("span");
     word.className = ids[t] === 0 ? "word unknown" : "word";
     word.id = `word-${t}`;
     word.setAttribute("role", "option");
     word.dataset.contribution = contributions[t][c];
     word.dataset.place = t;
-    word.style.background = `rgb(var(--${value < 0 ? "down" : "up"}-rgb) / ${(0.62 * strength).toFixed(3)})`;
     word.textContent = token;
     parts.append(word, " ");
   });
   byId("words").replaceChildren(parts);
+  clearTimeout(view.timer);
+  if (view.without) colourByWithout();
+  else colourWords(contributions.map((part) => part[c]));
 }
 
-const MOST_WITHOUT = 4e7; // products within a tenth of a second
+/** Colours the first words by their values; only later ones have none yet. */
+function colourWords(values) {
+  const sizes = values.map(Math.abs).sort((a, b) => a - b);
+  const scale = Math.max(0.3, sizes[Math.floor(0.97 * sizes.length)] ?? 0);
+  values.forEach((value, place) => {
+    const strength = Math.min(1, Math.abs(value) / scale);
+    byId(`word-${place}`).style.background =
+      `rgb(var(--${value < 0 ? "down" : "up"}-rgb) / ${(0.62 * strength).toFixed(3)})`;
+  });
+  byId("words").dataset.coloured = values.length;
+}
 
-/** Returns what the colours of the words show; of a text that would take too long, their parts of the logit. */
-function shownValues() {
-  const { ids, contributions, logits } = view.reading,
-    c = shownLogit();
-  const { H, layers } = view.rnn ?? {},
-    products = ids.length ** 2 * H * H * layers?.flat().length;
-  if (!view.without || products > MOST_WITHOUT) return contributions.map((part) => part[c]);
-  return ids.map((_, place) => logits[c] - view.readIds(without(ids, place)).logits[c]);
+/** Colours each word by what changes without it, in slices, so that the page answers in between. */
+function colourByWithout() {
+  const { ids, logits } = view.reading,
+    c = shownLogit(),
+    values = [];
+  const slice = () => {
+    const start = performance.now();
+    while (values.length < ids.length && performance.now() - start < SLICE) {
+      values.push(logits[c] - view.readIds(without(ids, values.length)).logits[c]);
+    }
+    colourWords(values);
+    if (values.length < ids.length) view.timer = setTimeout(slice);
+  };
+  slice();
 }
 
 const without = (ids, place) => ids.filter((_, t) => t !== place);

@@ -4,7 +4,7 @@ function resultCards() {
   const { test, validation } = DATA.result.splits;
   return [
     [percent(test.accuracy, 2), `test accuracy, 95 % interval ${percent(test.low)} to ${percent(test.high)}`],
-    [test.loss.toPrecision(3), "test loss, nats"],
+    [digits(test.loss, 3), "test loss, nats"],
     [percent(validation.accuracy, 2), `validation accuracy, of ${number(validation.n)}`],
     [number(test.n), DATA.model.readout === "every" ? "outputs tested" : "examples tested"],
     [number(DATA.about.parameters), "parameters"],

@@ -59,7 +59,7 @@ function slowLabel(i) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i],
     [re, im] = values[slowest(values)];
-  return `${escapeText(slowSays(i))}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
+  return `${escapeText(slowSays(i) ?? `slow point ${i + 1}`)}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
 }
 
 function jacobianPlot(i) {
@@ -90,16 +90,18 @@ function describeSlowPoint(i, k, n) {
     time = steps(Math.abs(Math.log(2) / Math.log(z))),
     outside = values.filter((value) => Math.hypot(...value) > 1).length;
   const fate = Math.abs(z - 1) < 5e-4 ? "is kept" : z > 1 ? `doubles in ${time}` : `halves in ${time}`;
-  const which = DATA.language ? "largest eigenvalue" : "eigenvalue closest to 1",
+  const says = slowSays(i),
+    which = DATA.language ? "largest eigenvalue" : "eigenvalue closest to 1",
     modulus = DATA.language ? `, |λ| = ${z.toFixed(3)}` : "";
   byId("slow-text").textContent =
-    `${n > 1 ? `${k + 1} of ${n}, from left to right` : "At the slow point"}: ${slowSays(i)}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
+    `${n > 1 ? `${k + 1} of ${n}, from left to right` : "At the slow point"}${says ? `: ${says}` : ""}. The ${which} is ${complex(re, im)}${modulus}; a change ` +
     `along it ${fate}. ${number(outside)} of ${number(values.length)} eigenvalues are outside the circle.`;
 }
 
-/** Says what the model makes of a slow point. */
+/** Says what the model makes of a slow point; null where it depends on another direction, too. */
 function slowSays(i) {
   const { logits, next } = DATA.states.slow;
+  if (!next && !logits) return null;
   if (!next) return `the model says ${saysAfter(logits[i])}`;
   return `next comes ${next[i].map(([token, p]) => `“${visible(token)}” (${percent(p, 0)})`).join(", ")}`;
 }

@@ -1,7 +1,8 @@
 // The strip below a reading: the probability as a line, and h[t] as a heat map with one column for each word.
 
 const LINE = 96,
-  GAP = 22;
+  GAP = 22,
+  WIDEST = 8192; // columns of the heat map; a browser draws no canvas of more than 65,535
 
 function drawStrip() {
   const canvas = byId("strip"),
@@ -88,9 +89,11 @@ function unitOrder() {
   return Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]);
 }
 
+/** Draws the states, of a long text those of every second word, every third and so on. */
 function heatMap(states, units) {
   const image = document.createElement("canvas"),
-    T = states.length;
+    every = Math.ceil(states.length / WIDEST),
+    T = Math.ceil(states.length / every);
   image.width = T;
   image.height = units.length;
   const context = image.getContext("2d"),
@@ -100,10 +103,10 @@ function heatMap(states, units) {
   const most =
     MODEL.nonlinearity === "tanh"
       ? 1
-      : Math.max(1e-9, ...states.map((h) => h.reduce((a, b) => Math.max(a, Math.abs(b)), 0)));
+      : states.reduce((most, h) => h.reduce((a, b) => Math.max(a, Math.abs(b)), most), 1e-9);
   for (let t = 0; t < T; t++) {
     units.forEach((unit, row) => {
-      const value = states[t][unit] / most,
+      const value = states[t * every][unit] / most,
         k = 4 * (row * T + t);
       pixels.data.set(tones[value < 0 ? "down" : "up"], k);
       pixels.data[k + 3] = 255 * Math.min(1, Math.abs(value));

@@ -1,7 +1,5 @@
 // Writing: a prompt, how it goes on, and what could have come.
 
-const SLICE = 40; // milliseconds of writing between two looks at the page
-
 function showWriting() {
   const panel = DATA.writing,
     temperature = byId("temperature");

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch_rnn.training.entry import ends_quietly
 
-with ends_quietly():
+with ends_quietly(waits=True):  # imports
     import torch
     from rich.console import Console
     from rich.table import Table

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch_rnn.training.entry import ends_quietly
 
-with ends_quietly():
+with ends_quietly(waits=True):  # imports
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     from torch_rnn.data import IMDB, TextFiles
@@ -41,10 +41,10 @@ def labelled_texts(name: str, chosen: argparse.Namespace) -> Corpus:
     """Returns the labelled texts that the teacher of this name is fitted on."""
     if chosen.train is None:
         raise RunError(f"the teacher {name} needs labelled texts; name them with --train")
-    settings = {"cache": chosen.cache, "validation": chosen.validation}
+    settings = {"cache": chosen.cache, "validation": 0.1 if chosen.validation is None else chosen.validation}
     if is_imdb(chosen.train):
         return IMDB(str(chosen.train), **settings)
-    columns = {"text_column": chosen.text_column, "label_column": chosen.label_column}
+    columns = {"text_column": chosen.text_column, "label_column": chosen.label_column or "label"}
     return TrainTexts(chosen.train, **columns, **settings)
 
 
@@ -84,17 +84,18 @@ def main() -> int:
     parser.add_argument(
         "--train", type=Path, metavar="PATH", help="the labelled texts, for ngrams and vectors"
     )
-    parser.add_argument("--validation", type=float, default=0.1, help="the part of --train that is left out")
+    parser.add_argument("--validation", type=float, help="the part of --train that is left out; 0.1")
     parser.add_argument("--text_column", default="text")
-    parser.add_argument("--label_column", default="label")
+    parser.add_argument("--label_column", help="of --train; label")
     parser.add_argument("--cache", help="the folder for tokens and teacher; by default data/cache")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if chosen.train is not None and not set(FITTED) & set(chosen.teacher):
-            raise RunError(
-                f"--train is {chosen.train}, and no teacher is fitted; add ngrams or vectors to --teacher"
-            )
+        for name in ("train", "validation", "label_column"):
+            if (value := getattr(chosen, name)) is not None and not set(FITTED) & set(chosen.teacher):
+                raise RunError(
+                    f"--{name} is {value}, and no teacher is fitted; add ngrams or vectors to --teacher"
+                )
         writer(chosen.out)  # a teacher may take minutes
         source = texts(chosen)
         teachers = [

@@ -13,13 +13,20 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a finished training run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="to write; report.html in the folder")
     chosen = parser.parse_args()
-    from torch_rnn.errors import RunError
-    from torch_rnn.page import write_page
+    with ends_quietly(waits=True):
+        from torch_rnn.errors import RunError
+        from torch_rnn.files import check_writable
+        from torch_rnn.page import write_page
 
     try:
+        if chosen.out is not None:
+            check_writable("--out", chosen.out)
         print(write_page(chosen.run, out=chosen.out))
     except (RunError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).replace(
+            "name it with --data.root, or train without", "set TORCH_RNN_DATA, or train"
+        )
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -30,6 +30,14 @@ def predictions(model: "torch_rnn.TextClassifier", texts: Iterable[str]) -> Iter
             yield model.classes[int(row.argmax())], float(row.max()), text
 
 
+def decoded(line: bytes, n: int) -> str:
+    """Returns a line of standard input. Raises ValueError, which names it, where it is not UTF-8."""
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"line {n} of standard input is not UTF-8 ({error.reason})") from error
+
+
 @ends_quietly()
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -45,7 +53,7 @@ def main() -> int:
             parser.error(
                 f"{text} is a file, not a text; to label its lines: predict.py {chosen.run} < {text}"
             )
-    lines = (line.rstrip("\n") for line in sys.stdin)
+    lines = (decoded(line, n) for n, line in enumerate(sys.stdin.buffer, start=1))
     try:
         model = torch_rnn.TextClassifier.load(chosen.run)
         for label, probability, text in predictions(model, chosen.texts or lines):

@@ -68,7 +68,9 @@ def grid(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         if name[2:] in SET_BY_SWEEP:
             raise ValueError(f"{name} is set by the sweep; {SET_BY_SWEEP[name[2:]]}")
         if "," in value and not value.startswith(("[", "{")):
-            tried[name[2:]] = value.split(",")
+            tried[name[2:]] = values = value.split(",")
+            if len({value.replace("/", "_") for value in values}) < len(values):
+                raise ValueError(f"{name} is {value}; its values must be different, as must their folders")
         else:
             fixed += [name, value]
     return tried, fixed

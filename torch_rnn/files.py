@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+from torch_rnn.errors import RunError
 
 
 def write_atomically(
@@ -40,7 +43,21 @@ def write_atomically(
 def remove_parts(folder: Path) -> None:
     """Removes temporary files of killed processes. No other process may be writing to the folder."""
     for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+        if re.search(r"\.\d+\.part$", part.name):  # as `write_atomically` names them
+            part.unlink(missing_ok=True)
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Raises RunError where no file can be written at `path`, the value of the argument `name`."""
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"the folder {path.parent} is read-only"
+    else:
+        return
+    raise RunError(f"{name} {path} cannot be written, since {reason}")
 
 
 def file_sha256(path: str | os.PathLike) -> str:

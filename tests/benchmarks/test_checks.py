@@ -6,7 +6,6 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 
 from torch_rnn.benchmarks.checks import Check, check_all, run
 
@@ -15,6 +14,12 @@ HARDWARE = {"GPU": "a GPU", "torch": "2.13"}
 
 def check(name, code, parse=lambda output: ({"lines": len(output.splitlines())}, ""), limit=10.0, **rest):
     return Check(name, [sys.executable, "-S", "-c", code], parse, limit, **rest)
+
+
+def console(file):
+    from rich.console import Console  # above, it would make Lightning read 1 batch as 1.0, all of them
+
+    return Console(file=file, width=200)
 
 
 def unreadable(output):
@@ -35,7 +40,7 @@ def test_no_check_stops_the_others(tmp_path):
         Check("is no command", ["/no/such/file"], unreadable, 10),
     ]
     begin, screen = time.perf_counter(), io.StringIO()
-    outcomes = check_all(chosen, tmp_path, tmp_path, HARDWARE, 60, Console(file=screen, width=200))
+    outcomes = check_all(chosen, tmp_path, tmp_path, HARDWARE, 60, console(screen))
     assert time.perf_counter() - begin < 20
     found = {outcome.name: (outcome.status, outcome.reason) for outcome in outcomes}
     assert found["passes"] == ("passed", "")
@@ -71,14 +76,14 @@ def test_a_run_that_is_killed_leaves_what_it_has(tmp_path):
 
     chosen = [check("first", "print(1)"), check("second", "print(1)", stop)]
     with pytest.raises(KeyboardInterrupt):
-        check_all(chosen, tmp_path, tmp_path, HARDWARE, 60, Console(file=io.StringIO()))
+        check_all(chosen, tmp_path, tmp_path, HARDWARE, 60, console(io.StringIO()))
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in report["checks"]] == ["first"]
 
 
 def test_a_check_that_would_begin_too_late_is_skipped(tmp_path):
     (outcome,) = check_all(
-        [check("late", "print(1)")], tmp_path, tmp_path, HARDWARE, 0, Console(file=io.StringIO())
+        [check("late", "print(1)")], tmp_path, tmp_path, HARDWARE, 0, console(io.StringIO())
     )
     assert outcome.status == "skipped"
     assert outcome.reason == "the 0 s for all checks are used up"

@@ -238,6 +238,7 @@ def test_a_folder_of_shards_without_the_split_is_refused(tmp_path, names):
             "text;label, and no label and no text; write commas",
         ),
         ("a.csv", b"id,review\n1,x\n", "a.csv has the columns id, review, and no label and no text"),
+        ("a.csv", b"text,label,text\nx,1,y\n", "a.csv has several columns text; give each another name"),
         ("a.csv", b"text,label\nx,1\ny\n", "a.csv: line 3 has 1 columns; the header has 2"),
         (
             "a.csv",

@@ -9,6 +9,7 @@ from trials import ROOT, differences, stopped_at
 from torch_rnn import RNN
 from torch_rnn.data.grammar import corpus
 from torch_rnn.data.textfiles import TextFiles
+from torch_rnn.errors import RunError
 from torch_rnn.nn.weights import load_weights
 from torch_rnn.training import main
 
@@ -161,3 +162,14 @@ def test_unusable_files_are_one_sentence(tmp_path, capsys, train_rows, test_rows
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["test.csv", "test.jsonl"])
+def test_missing_columns_are_found_before_any_file_is_tokenized(tmp_path, name):
+    write_table(tmp_path / "train.csv", rows(20, 1, ("bad", "good")))
+    (tmp_path / name).write_text('{"id": 1}\n')
+    data = TextFiles(str(tmp_path / "train.csv"), str(tmp_path / name), cache=str(tmp_path / "cache"))
+    with pytest.raises(RunError, match=rf"{name}.* text"):
+        data.prepare_tokens()
+    assert not (tmp_path / "cache").exists()

@@ -173,6 +173,17 @@ def in_float64(rnn):
     return deepcopy(rnn).double()
 
 
+def test_scores_that_are_not_finite_are_named(browser, tmp_path):
+    made = make_run(tmp_path)
+    path = tmp_path / "results.json"
+    found = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(found | {"test": {**found["test"], "loss": float("nan")}}), "utf-8")
+    page = write_page(made.folder, made.data)
+    open_page(browser, page)
+    assert "not finite\ntest loss, nats" in browser.find_element("id", "summary").text
+    check_nothing_went_wrong(browser, page)
+
+
 def test_typing_changes_the_reading_and_the_path(browser, predicted):
     _, path, model = predicted("last")
     open_page(browser, path)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from made_runs import make_run
 
+from torch_rnn.data.batches import lengths_of
 from torch_rnn.losses import cross_entropy
 from torch_rnn.nn.module import RNN
 from torch_rnn.page import memory as memory_module
 from torch_rnn.page.finished import read_run
-from torch_rnn.page.memory import gradient_norms, initial, memory, state_gradients
+from torch_rnn.page.memory import gradient_norms, gradient_rows, initial, memory, reaching, state_gradients
 from torch_rnn.page.predictions import predict_test
 from torch_rnn.page.slow_points import Dynamics, Layer, dynamics, minimise, slow_points, spectra
 from torch_rnn.page.states import joint_states, plane, sample
@@ -157,6 +158,34 @@ def test_the_gradient_of_a_rotation_does_not_vanish_and_that_of_a_contraction_ha
         assert norms[1:] / norms[:-1] == pytest.approx(np.full(5, factor), rel=1e-4)
 
 
+def test_each_distance_is_averaged_over_the_same_sequences(tmp_path):
+    made = make_run(tmp_path)
+    run = read_run(tmp_path, made.data)
+    lengths = lengths_of(made.data.splits["test"][0])
+    found = memory(run, predict_test(run))
+    rows = reaching(gradient_rows(run, predict_test(run)), run)
+    assert found["sequences"] == len(rows) >= 20
+    (curve,) = found["gradients"]["after"]
+    assert curve["distances"] == list(range(lengths[rows].min()))
+    norms = []
+    for row in rows:
+        x = torch.from_numpy(made.data.splits["test"][0][row]).long()[None]
+        label = torch.tensor([made.data.splits["test"][1][row]])
+        (gradient,) = state_gradients(run.rnn, x, torch.tensor([x.shape[1]]), label)
+        norms.append(gradient[0].norm(dim=1).flip(0)[: len(curve["norms"])])
+    assert curve["norms"] == pytest.approx(torch.stack(norms).mean(dim=0).tolist(), rel=1e-5)
+
+
+def test_where_the_state_moves_on_there_is_no_slow_point():
+    """h -> tanh(1.5 h + 0.222) has one fixed point; near -0.587 it moves on by 0.01 a step, with J = 1."""
+    system = Dynamics([Layer(None, numbers([[1.5]]), numbers([0.222]))], "tanh")
+    s = minimise(system, numbers([[-0.8], [0.9]]))
+    q = 0.5 * ((system.step(s) - s) ** 2)[:, 0]
+    assert q.tolist() == pytest.approx([4.64e-5, 0], abs=1e-6)
+    assert system.jacobian(system.layers[0], system.step(s[:1])).item() == pytest.approx(1, abs=1e-4)
+    assert slow_points(system, s)["s"].tolist() == [[pytest.approx(0.922, abs=1e-3)]]
+
+
 def test_the_initial_weights_of_a_run_that_started_from_another_are_its(tmp_path):
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", readout="mean")
     run = read_run(second.folder, second.data)
@@ -167,13 +196,16 @@ def test_the_initial_weights_of_a_run_that_started_from_another_are_its(tmp_path
     assert memory(run, predict_test(run))["gradients"].keys() == {"after"}
 
 
-def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path):
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_initial_weights_are_drawn_again_from_the_seed(tmp_path, members):
     made = make_run(tmp_path, num_layers=2, init="integrator")
     arguments = ["--config", "configs/quickstart.yaml", "--model.init", "integrator"]
     arguments += ["--trainer.accelerator", "cpu", "--model.num_layers", "2"]
     sizes = [f"--data.{split}={n}" for split, n in (("train", 48), ("validation", 10), ("test", 40))]
-    cli = CLI([*arguments, *sizes, "--model.hidden_size", "12"])
-    drawn = initial(read_run(tmp_path, made.data))
+    cli = CLI([*arguments, *sizes, "--model.hidden_size", "12", f"--model.members={members}"])
+    run = read_run(tmp_path, made.data)
+    run.settings["model"]["members"] = members
+    drawn = initial(run)
     state = cli.model.rnn.state_dict()
     assert state.keys() == drawn.state_dict().keys()
     for name, value in drawn.state_dict().items():

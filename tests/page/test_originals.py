@@ -50,6 +50,18 @@ def test_the_page_offers_the_texts_as_they_were_written(data, tmp_path, monkeypa
         assert len(found["tokens"]) == 8
 
 
+def test_an_unknown_word_does_not_hide_the_text(data, tmp_path):
+    unknown = [*TEXTS[:4], "A film of unheard words. Good!"]
+    write(tmp_path / "test.csv", unknown)
+    again = TextFiles(
+        str(tmp_path / "train.csv"), str(tmp_path / "test.csv"), cache=str(tmp_path / "cache"), maxlen=8
+    )
+    again.setup()
+    tokens = tokens_of(again, (1, 4))
+    assert "<unk>" in tokens[4]
+    assert original_texts(again, tokens)[4] == unknown[4]
+
+
 def test_a_text_with_other_tokens_is_not_shown(data, tmp_path):
     tokens = tokens_of(data, (1, 4, 7))
     assert original_texts(data, tokens).keys() == {1, 4, 7}

@@ -119,6 +119,21 @@ def test_each_file_of_the_script_is_in_the_page_and_those_that_compute_use_no_la
         assert not later & set(re.findall(r"(?<![.\w])\w+(?!:)", code)), name
 
 
+def test_two_logits_of_two_classes_are_shown_as_their_difference(tmp_path):
+    made = make_run(tmp_path, output_size=2)
+    found = gather(read_run(tmp_path, made.data))
+    assert found["model"]["output_size"] == 1
+    assert len(found["words"]["logits"]) == len(found["reading"]["order"]) == 1
+    assert found["reading"]["order"][0] == pytest.approx(made.rnn.Why.detach().diff(dim=0)[0].tolist())
+    p = found["reading"]["texts"][0]["p"]
+    assert sum(p) == pytest.approx(1)
+
+
+def test_a_slow_point_of_one_direction_of_two_says_nothing(tmp_path):
+    made = make_run(tmp_path, bidirectional=True)
+    assert gather(read_run(tmp_path, made.data))["states"]["slow"]["logits"] is None
+
+
 def test_numbers_that_are_not_finite_are_null():
     assert json.loads(as_json({"a": [float("nan"), np.float32(1.5), np.int64(2)], "b": np.ones((1, 2))})) == {
         "a": [None, 1.5, 2],

@@ -249,6 +249,10 @@ def test_texts_are_labelled_with_the_labels_of_another_data_set(run, files, tmp_
             "--train is train.csv, and no teacher is fitted; add ngrams or vectors to --teacher",
         ),
         (
+            {"--teacher": "a run", "--train": None, "--validation": "0.2"},
+            "--validation is 0.2, and no teacher is fitted",
+        ),
+        (
             {"--teacher": ["ngrams", "other classes"]},
             "the teachers have different classes, bad, fair, good and",
         ),

@@ -79,7 +79,7 @@ def test_predict_labels_arguments_and_lines(run, model, capsys, monkeypatch):
     assert [row[0] for row in rows] == ["positive", "negative", "negative"]
     assert all(0.5 <= float(row[1]) <= 1 for row in rows)
     assert rows[0][2] == "A GOOD film."
-    monkeypatch.setattr(sys, "stdin", io.StringIO("good\n\nbad bad\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good\n\nbad bad\n")))
     assert run("predict", model / "model.safetensors") == 0
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
         "positive", "negative", "negative",
@@ -93,6 +93,20 @@ def test_predict_takes_a_long_text_with_full_stops_and_no_file(run, model, tmp_p
     with pytest.raises(SystemExit, match="2"):
         run("predict", model, tmp_path / "lines.txt")
     assert "is a file, not a text; to label its lines" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_predict_refuses_lines_that_are_not_utf_8(run, model, capsys, monkeypatch):
+    lines = io.TextIOWrapper(io.BytesIO(b"good\nbad caf\xe9\n"), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert run("predict", model) == 2
+    assert "error: line 2 of standard input is not UTF-8 (invalid continuation" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_page_refuses_where_it_cannot_write(run, tmp_path, capsys):
+    assert run("page", tmp_path / "run", "--out", tmp_path) == 2
+    assert f"error: --out {tmp_path} cannot be written, since it is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.bad_input

@@ -188,6 +188,8 @@ def test_every_value_is_checked_once(run):
         (["--script", "nowhere.py"], "--script is nowhere.py, which does not exist"),
         (["--model.hidden_size"], "--model.hidden_size stands alone; settings are given as --name value"),
         (["64"], "64 stands alone"),
+        (["--seed_everything", "1,2,1"], "--seed_everything is 1,2,1; its values must be different, as must"),
+        (["--data.root", "a/b,a_b"], "--data.root is a/b,a_b; its values must be different, as must their"),
         (
             ["--trainer.default_root_dir", "runs/mine"],
             "--trainer.default_root_dir is set by the sweep; name the folder of the sweep, in which each run "

@@ -323,6 +323,17 @@ def test_a_value_of_a_wrong_kind_is_named_with_what_is_allowed(tmp_path, argumen
         (["--trainer.devices", "2.5"], "should be an int > 0"),
         (["--trainer.limit_val_batches", "0.00001"], "limit_val_batches"),
         (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val is -1; it must be at least 0"),
+        (["--trainer.min_epochs", "99"], "trainer.min_epochs is 99; it must be at most trainer.max_epochs"),
+        (
+            ["--trainer.max_steps", "5", "--trainer.min_steps", "6"],
+            "trainer.min_steps is 6; it must be at most",
+        ),
+        (["--trainer.max_epochs", "1", "--trainer.min_steps", "999"], "trainer.max_epochs 1 allows "),
+        (["--trainer.default_root_dir", ""], "trainer.default_root_dir is empty; name a folder, or leave it"),
+        (["--seed_everything", "-3"], "seed_everything is -3; it must be a whole number in 0..4294967295"),
+        (["--seed_everything", "4294967296"], "seed_everything is 4294967296; it must be a whole number in"),
+        (["--data.wordd_dropout", "0.1"], "Option 'wordd_dropout' is not accepted"),
+        (["--data.validaton", "9"], "Option 'validaton' is not accepted; did you mean validation?"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
         (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
         (["--checkpoint.seconds", "61"], "seconds is 61.0; it must be in 0..60"),
@@ -340,6 +351,24 @@ def test_settings_out_of_range_exit_with_2_and_a_sentence(tmp_path, arguments, m
     printed = capsys.readouterr().err
     assert "error:" in printed
     assert message in printed
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no settings; each is a line such as model: or seed_everything: 1"),
+        ("- 1", "holds no settings"),
+        ("a: [\nb: }", "is not YAML (while parsing a flow node"),
+        ("a: \udcff", "is not YAML ("),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(tmp_path, text, message, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    for given in (["--config", str(path)], [f"--config={path}"]):
+        assert quickstart(tmp_path / "run", *given) == 2
+        assert f"error: --config {path} {message}" in capsys.readouterr().err
 
 
 def settings_of(kind):

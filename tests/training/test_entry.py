@@ -134,7 +134,10 @@ def test_early_stopping_without_a_validation_ends_in_a_sentence(tmp_path):
     more = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"]
     status, error = train(tmp_path / "run", SMALL | {"trainer.max_steps": 3}, *more)
     assert status == 2
-    assert "EarlyStopping has no score to compare" in error
+    assert "EarlyStopping looks at the validation after 3 steps, and the first comes after 16" in error
+    assert "step 3" not in error
+    interval = {"trainer.val_check_interval": 3, "trainer.max_steps": 3}
+    assert train(tmp_path / "other", SMALL | interval, *more)[0] == 0
 
 
 def test_a_training_that_ends_before_its_first_validation_leaves_its_last_weights(tmp_path, caplog):

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-from rich.console import Console
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch_rnn.benchmarks.outputs import Figures
 from torch_rnn.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
 
 
 def check_all(
-    chosen: list[Check], out: Path, work: Path, hardware: dict[str, str], total: float, console: Console
+    chosen: list[Check], out: Path, work: Path, hardware: dict[str, str], total: float, console: "Console"
 ) -> list[Outcome]:
     """Runs the checks one after the other, for `total` seconds at most.
 

@@ -78,6 +78,8 @@ class ColumnFile:
         """Raises RunError if a column is missing."""
         if not columns:
             raise RunError(f"{self.path} names no columns; it must begin with a line of their names")
+        if twice := [name for name in self.columns.names if list(columns).count(name) > 1]:
+            raise RunError(f"{self.path} has several columns {twice[0]}; give each another name")
         if missing := set(self.columns.names) - set(columns):
             hint = self.columns.help
             if len(columns) == 1 and ";" in (only := next(iter(columns))) and set(only.split(";")) >= missing:

@@ -47,5 +47,7 @@ class TextFiles(Corpus):
             split: documents(path, self.text_column, self.label_column, split)
             for split, path in (("train", self.train), ("test", self.test))
         }
+        for source in splits.values():
+            next(source.read(), None)  # which refuses missing columns before another file is tokenized
         fingerprint = {split: source.fingerprint() for split, source in splits.items()}
         return [self.train, self.test], fingerprint, lambda: splits

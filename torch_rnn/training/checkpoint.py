@@ -23,6 +23,7 @@ from torch_rnn.training.metrics import Metrics
 from torch_rnn.training.resume import check_same_data, is_longer
 from torch_rnn.training.seeding import seed_step
 from torch_rnn.training.signals import Stop, Stopped
+from torch_rnn.training.trainer_settings import check_length
 
 SIGNS = {"validation/accuracy": 1.0, "validation/loss": -1.0}
 """What may be monitored; the sign makes higher better."""
@@ -98,6 +99,7 @@ class Checkpoints(Checkpoint):
         self._restored_scores = checkpoint["scores"]
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        check_length(trainer)
         # A loader that was made before the checkpoint was read does not know yet at which batch to begin.
         trainer.fit_loop._load_combined_loader_states()
         trainer.callback_metrics.update(self._restored_scores)

@@ -40,9 +40,10 @@ def write_checkpoint(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> 
         keep = path.with_name(PREVIOUS) if _is_valid(path) else None
         write_atomically(path, lambda part: part.write_bytes(signed), keep=keep)
     except OSError as error:
+        is_first = not path.exists() and not path.with_name(PREVIOUS).exists()
+        before = "none was written before it" if is_first else "the checkpoint before it is untouched"
         raise RunError(
-            f"{path} cannot be written ({error.strerror}); the checkpoint before it is untouched: make room, "
-            f"then go on with --resume auto"
+            f"{path} cannot be written ({error.strerror}); {before}: make room, then go on with --resume auto"
         ) from error
 
 

@@ -95,10 +95,11 @@ class Parser(LightningArgumentParser):
 
     def _similar(self, message: str) -> str:
         """Returns a question that names a setting similar to an unknown one; an empty string if none is."""
-        unknown = re.search(r"nrecognized arguments: (--[\w.]+)", message)
-        names = self._option_string_actions if unknown else {}
-        found = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.8) if unknown else []
-        return f"did you mean {found[0]}?" if found else ""
+        unknown = re.search(r"nrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", message)
+        name = (unknown[1] or unknown[2]) if unknown else ""
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        return f"did you mean {'--' * bool(unknown[1])}{found[0]}?" if found else ""
 
 
 class CLI(LightningCLI):
@@ -108,7 +109,8 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str], task: Task = TASKS["classification"]):
-        self.task = task
+        self.task, self.clock = task, Clock()
+        check_files(arguments)
         try:
             super().__init__(
                 task.model,
@@ -166,6 +168,12 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        super().parse_arguments(parser, args)
+        seed = self.config.seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise RunError(f"seed_everything is {seed}; it must be a whole number in 0..{2**32 - 1}")
+
     def before_instantiate_classes(self) -> None:
         # no settings of a run
         self.resume, self.check, self.page = (self.config.pop(name) for name in ("resume", "check", "page"))
@@ -183,12 +191,14 @@ class CLI(LightningCLI):
             raise RunError(f"checkpoint.monitor is {monitor}; it must be {' or '.join(allowed)}")
         if trainer.enable_progress_bar is False:
             trainer.callbacks = [bar for bar in trainer.callbacks if "ProgressBar" not in bar.class_path]
+        if trainer.default_root_dir == "":
+            raise RunError("trainer.default_root_dir is empty; name a folder, or leave it out for runs/NAME")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", Path(str(self.config.config[0])).stem))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.folder = Path(self.config.trainer.default_root_dir)
-        self.clock, self.checkpoints = Clock(), self.config_init.checkpoint
+        self.checkpoints = self.config_init.checkpoint
         self.checkpoints.metrics = Metrics(self.folder / METRICS)
         self.checkpoints.seed = self.datamodule.seed
         self.checkpoints.settings = settings = self.settings()
@@ -208,6 +218,23 @@ class CLI(LightningCLI):
     def settings(self) -> dict[str, Any]:
         """Returns the settings that decide a run's numbers, by their dotted names."""
         return run_settings(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+
+
+def check_files(arguments: Sequence[str]) -> None:
+    """Raises RunError, which names the file, for a --config that is no YAML file with settings."""
+    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, own = name.partition("=")
+        path = Path(own or value)
+        if flag not in ("--config", "-c") or not path.is_file():
+            continue
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"--config {path} is not YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(settings, dict):
+            raise RunError(
+                f"--config {path} holds no settings; each is a line such as model: or seed_everything: 1"
+            )
 
 
 def one_sentence(message: str) -> str:

@@ -31,10 +31,12 @@ def main(
     """
     try:
         with Stop() as stop:
+            stop.waits = True  # an exception within an import may end the process, or be hidden
             try:
                 from torch_rnn.training.run import run  # takes seconds, in which a signal may come
             finally:
-                stop.raise_if_requested()  # an import may have turned Stopped into another error
+                stop.waits = False
+                stop.raise_if_requested()
             given = config_first(sys.argv[1:] if arguments is None else arguments, default_config)
             run(given, stop, task, page)
             sys.stdout.flush()
@@ -56,14 +58,19 @@ def main(
 
 
 @contextmanager
-def ends_quietly() -> Iterator[None]:
+def ends_quietly(waits: bool = False) -> Iterator[None]:
     """Ends a script without a traceback: after a signal with one line, after a closed output with none.
 
     A context for imports, which take seconds, and a decorator for main(). Raises SystemExit with the status
     that `main` would return.
+
+    Args:
+        waits: whether a signal is only noted until the end, as within imports: an exception there may end the
+            process, or be hidden.
     """
     try:
         with Stop() as stop:
+            stop.waits = waits
             try:
                 yield
                 sys.stdout.flush()

@@ -18,7 +18,7 @@ from torch_rnn.data.ngrams import NGrams
 from torch_rnn.data.teaching import Source, fitted, words
 from torch_rnn.data.text import Vocabulary, tokenize
 from torch_rnn.errors import RunError
-from torch_rnn.files import write_atomically
+from torch_rnn.files import check_writable, write_atomically
 from torch_rnn.training.text_classifier import TextClassifier
 
 BATCH = 1024
@@ -118,8 +118,7 @@ def writer(path: Path) -> Callable[..., int]:
     """Returns the function that writes such a file. Raises RunError where `write_labels` would."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise RunError(f"{path} ends in {path.suffix or 'nothing'}; it must be .jsonl or .parquet")
-    if not path.parent.is_dir():
-        raise RunError(f"{path} cannot be written, since there is no folder {path.parent}")
+    check_writable("--out", path)
     return _write_lines if path.suffix == ".jsonl" else _parquet_writer(path)
 
 

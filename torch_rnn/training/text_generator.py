@@ -102,7 +102,10 @@ class TextGenerator:
         for name, value in (("length", length), ("n", n), ("seed", seed)):
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name} is {value!r}; it must be a whole number")
-            if value < 1 and name != "seed":
+            if name == "seed":
+                if not -(2**63) <= value < 2**63:
+                    raise ValueError(f"seed is {value}; it must be a whole number of 64 bits")
+            elif value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if len(ids := self.encode(prompt)) == 0:
             start = "\n" if self.tokens == "characters" else "."

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import DeviceStatsMonitor, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from torch_rnn.errors import RunError
@@ -109,6 +109,30 @@ def check_cuda_graph(trainer: Trainer) -> None:
             raise RunError(f"model.cuda_graph is true; {reason}")
 
 
+def check_length(trainer: Trainer) -> None:
+    """Raises RunError for a length that a setting contradicts, now that the number of batches is known."""
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    if trainer.max_epochs not in (None, -1) and (trainer.min_steps or 0) > trainer.max_epochs * steps:
+        raise RunError(
+            f"trainer.min_steps is {trainer.min_steps}; trainer.max_epochs {trainer.max_epochs} allows "
+            f"{trainer.max_epochs * steps:,}"
+        )
+    first = math.ceil(trainer.val_check_batch / trainer.accumulate_grad_batches)
+    first += steps * ((trainer.check_val_every_n_epoch or 1) - 1)
+    last = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    for callback in trainer.callbacks:
+        if first > last and isinstance(callback, EarlyStopping) and _looks_at_validation(callback):
+            raise RunError(
+                f"EarlyStopping looks at the validation after {last:,} steps, and the first comes after "
+                f"{first:,}: raise trainer.max_steps, lower trainer.val_check_interval or leave it out"
+            )
+
+
+def _looks_at_validation(callback: EarlyStopping) -> bool:
+    """Returns whether it needs a score of the validation at the end of each epoch."""
+    return callback.monitor.startswith("validation/") and bool(callback._check_on_train_epoch_end)
+
+
 def check_packages(trainer: Trainer) -> None:
     """Raises RunError where a callback needs a package that is not installed."""
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -126,6 +150,10 @@ def _check_numbers(settings: "Namespace") -> None:
     for name in AT_LEAST_1:
         if (value := settings[name]) is not None and value < 1:
             raise RunError(f"trainer.{name} is {value}; it must be at least 1")
+    for kind in ("epochs", "steps"):
+        least, most = settings[f"min_{kind}"], settings[f"max_{kind}"]
+        if least is not None and most is not None and 0 <= most < least:
+            raise RunError(f"trainer.min_{kind} is {least}; it must be at most trainer.max_{kind}, {most}")
     if settings.max_steps == 0:
         raise RunError("trainer.max_steps is 0; it must be at least 1, or -1 for no limit")
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):

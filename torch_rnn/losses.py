@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_rnn.ops.inputs import readable
+from torch_rnn.ops.context import readable
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import is_transforming, readable
+from torch_rnn.ops.context import is_transforming, readable
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_rnn.nn.layers import Weights, layered
-from torch_rnn.ops.inputs import readable
+from torch_rnn.ops.context import readable
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 
 LOWEST_TEMPERATURE = 1e-6

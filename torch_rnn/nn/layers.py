@@ -9,7 +9,8 @@ from torch import Tensor
 
 from torch_rnn.ops import recurrence
 from torch_rnn.ops.checks import check_lengths
-from torch_rnn.ops.inputs import real_steps, trusted
+from torch_rnn.ops.context import trusted
+from torch_rnn.ops.inputs import real_steps
 
 
 class Weights(NamedTuple):

@@ -29,7 +29,8 @@ from torch_rnn.nn.settings import SETTINGS, check_settings
 from torch_rnn.nn.weights import load_weights, save_weights
 from torch_rnn.ops import check_backend
 from torch_rnn.ops.checks import IDS, check_mask, check_tensor, check_values
-from torch_rnn.ops.inputs import in_dtype_of, real_steps
+from torch_rnn.ops.context import in_dtype_of
+from torch_rnn.ops.inputs import real_steps
 from torch_rnn.reference import CLIP, PARAMETERS, NumpyRNN
 
 

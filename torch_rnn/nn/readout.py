@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import autocast_off, real_steps
+from torch_rnn.ops.context import autocast_off
+from torch_rnn.ops.inputs import real_steps
 
 READOUTS = ("last", "mean", "max", "every")
 

@@ -16,6 +16,7 @@ from torch_rnn.devices import check_device
 from torch_rnn.ops.auto import FUSED_NONLINEARITIES, fastest
 from torch_rnn.ops.bptt import bptt
 from torch_rnn.ops.checks import check
+from torch_rnn.ops.context import in_dtype_of, is_transforming
 from torch_rnn.ops.cpu import INSTRUCTIONS, cpu, instructions, library
 from torch_rnn.ops.cuda_backend import MAX_H as CUDA_MAX_H
 from torch_rnn.ops.cuda_backend import check_size as check_size_for_cuda
@@ -24,7 +25,6 @@ from torch_rnn.ops.cuda_backend import runs_on as cuda_runs_on
 from torch_rnn.ops.cudnn import cudnn
 from torch_rnn.ops.cudnn import runs_on as cudnn_runs_on
 from torch_rnn.ops.eager import eager
-from torch_rnn.ops.inputs import in_dtype_of, is_transforming
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 from torch_rnn.ops.segments import in_segments
 from torch_rnn.ops.triton_backend import runs_on as triton_runs_on

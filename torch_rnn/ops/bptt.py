@@ -15,7 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import autocast_off, project
+from torch_rnn.ops.context import autocast_off
+from torch_rnn.ops.inputs import project
 from torch_rnn.ops.nonlinearities import NONLINEARITIES
 
 

@@ -7,7 +7,8 @@ because on a GPU the host would have to wait for the device.
 import torch
 from torch import Tensor
 
-from torch_rnn.ops.inputs import readable, real_steps
+from torch_rnn.ops.context import readable
+from torch_rnn.ops.inputs import real_steps
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from torch_rnn.ops import nvrtc
 from torch_rnn.ops.bptt import derivatives
-from torch_rnn.ops.inputs import add_at_ids, needs_operators, project
+from torch_rnn.ops.context import needs_operators
+from torch_rnn.ops.inputs import add_at_ids, project
 
 NONLINEARITIES = ("tanh", "relu", "linear")
 MAX_H = 128

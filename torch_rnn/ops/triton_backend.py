@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_rnn.ops.bptt import derivatives, sum_of_products
+from torch_rnn.ops.context import needs_operators
 from torch_rnn.ops.graphs import on_device
-from torch_rnn.ops.inputs import add_at_ids, needs_operators, project
+from torch_rnn.ops.inputs import add_at_ids, project
 from torch_rnn.ops.triton_steps import back_step_by_step, kernels, step_by_step
 
 NONLINEARITIES = ("tanh", "relu", "linear")  # those of `apply` in triton_kernels.py

@@ -11,7 +11,8 @@ from torch_rnn.data.datamodule import SequenceData
 from torch_rnn.losses import cross_entropy, most_probable, most_probable_label
 from torch_rnn.nn.members import clip_members, clip_values_of_members, joined, member_logits, rows_of_members
 from torch_rnn.nn.module import RNN
-from torch_rnn.ops.inputs import real_steps, trusted
+from torch_rnn.ops.context import trusted
+from torch_rnn.ops.inputs import real_steps
 from torch_rnn.training.evidence import disagreement
 from torch_rnn.training.graphed import widened
 from torch_rnn.training.trained_rnn import TrainedRNN

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_rnn.data.streams import PADDING, StreamBatch
 from torch_rnn.data.textstream import TextStream
 from torch_rnn.nn.module import RNN
-from torch_rnn.ops.inputs import trusted
+from torch_rnn.ops.context import trusted
 from torch_rnn.softmax import (
     draw_negatives,
     inclusion_probabilities,

@@ -62,6 +62,10 @@ def test_samples_differ_and_are_those_of_the_seed(model):
 def test_ids_are_those_of_the_model(model):
     folder, kind = model
     generator = TextGenerator.load(folder)
+    assert repr(generator).endswith(f", readout='every'), {generator.rnn.input_size} {kind})")
+    for bad in ({"length": 1.5}, {"n": True}, {"seed": "a"}):
+        with pytest.raises(TypeError, match=f"{next(iter(bad))} is .*; it must be a whole number"):
+            generator.generate(**bad)
     ids = generator.encode("7 sheep came")
     expected = Vocabulary(generator.vocabulary.words).encode(
         list("7 sheep came") if kind == "characters" else ["7", "sheep", "came"]
@@ -104,6 +108,7 @@ def test_an_unknown_character_is_named_and_an_unknown_word_is_not_known(model, s
         (("--n", "0"), "error: n is 0; it must be at least 1"),
         (("--temperature", "-1"), "error: temperature is -1.0; it must be 0, or 1e-06 or more"),
         (("--top-k", "0"), "error: top_k is 0; it must be at least 1"),
+        (("--seed", "9" * 20), f"error: seed is {'9' * 20}; it must be a whole number of 64 bits"),
         (("--top-p", "2"), "error: top_p is 2.0; it must be above 0 and at most 1"),
     ],
 )

@@ -32,6 +32,9 @@ def test_labels_and_probabilities_are_those_of_the_rnn(tmp_path, classes, readou
     torch.testing.assert_close(p[4], probabilities(rnn(last)).detach())
     assert model.predict(TEXTS) == [classes[i] for i in p.argmax(dim=1)]
     assert model.predict([]) == []
+    shown = f"TextClassifier(RNN(3, 4, {rnn.output_size}"
+    assert repr(model).startswith(shown)
+    assert repr(model).endswith(f"), 3 words, classes {', '.join(classes)}, maxlen 4)")
 
 
 def test_the_file_can_be_named_and_moved_to_a_backend(tmp_path):

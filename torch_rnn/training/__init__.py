@@ -13,6 +13,7 @@ _MODULES = {
     "LanguageModel": "language_model",
     "Checkpoints": "checkpoint",
     "Metrics": "metrics",
+    "ProgressBar": "progress_bar",
     "TextClassifier": "text_classifier",
     "TextGenerator": "text_generator",
 }

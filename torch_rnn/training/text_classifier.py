@@ -27,6 +27,10 @@ class TextClassifier:
     def __init__(self, rnn: RNN, vocabulary: Vocabulary, classes: Sequence[str], maxlen: int):
         self.rnn, self.vocabulary, self.classes, self.maxlen = rnn.eval(), vocabulary, tuple(classes), maxlen
 
+    def __repr__(self) -> str:
+        words, classes = f"{len(self.vocabulary):,} words", ", ".join(self.classes)
+        return f"TextClassifier({self.rnn!r}, {words}, classes {classes}, maxlen {self.maxlen})"
+
     @classmethod
     def load(
         cls, path: str | os.PathLike, *, backend: str = "auto", device: torch.device | str | None = None

@@ -26,6 +26,9 @@ class TextGenerator:
     def __init__(self, rnn: RNN, vocabulary: Vocabulary, tokens: str):
         self.rnn, self.vocabulary, self.tokens = rnn.eval(), vocabulary, tokens
 
+    def __repr__(self) -> str:
+        return f"TextGenerator({self.rnn!r}, {len(self.vocabulary):,} {self.tokens})"
+
     @classmethod
     def load(
         cls, path: str | os.PathLike, *, backend: str = "auto", device: torch.device | str | None = None

@@ -1,6 +1,7 @@
 """Write report.html, the page that shows a finished run and what its RNN does, again: page.py RUN."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -23,9 +24,8 @@ def main() -> int:
             check_writable("--out", chosen.out)
         print(write_page(chosen.run, out=chosen.out))
     except (RunError, OSError, ImportError) as error:
-        message = str(error).replace(
-            "name it with --data.root, or train without", "set TORCH_RNN_DATA, or train"
-        )
+        # This script has no --data.root; the message has named the folder.
+        message = re.sub(r" into a folder and name it with --data\.root.*", " there", str(error))
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -190,14 +190,16 @@ def test_the_lowest_temperature_is_the_most_probable_id():
         assert rnn.generate([1, 2], 20, temperature=kind(number), top_k=np.int64(2)).shape == (20,)
 
 
-@pytest.mark.parametrize("temperature", [0, 0.5, 1])
-def test_logits_that_are_no_numbers_are_refused(temperature):
+@pytest.mark.parametrize(
+    "drawing", [{"temperature": 0}, {"temperature": 0.5}, {}, {"top_k": 2}, {"top_p": 0.5}], ids=str
+)
+def test_logits_that_are_no_numbers_are_refused(drawing):
     for value in (torch.nan, torch.inf):
         rnn = lively()
         with torch.no_grad():
             rnn.Why[3] = value
         with pytest.raises(ValueError, match="the logits have NaN or infinity"):
-            rnn.generate([1, 2], 20, temperature=temperature)
+            rnn.generate([1, 2], 20, **drawing)
 
 
 @pytest.mark.bad_input

@@ -225,6 +225,8 @@ def test_fit_leaves_frozen_parameters():
     rnn.fit([[0, 1]], [1], epochs=1)
     changed = {name for name, parameter in rnn.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {"Wxh", "bh", "Why", "by"}
+    with pytest.raises(ValueError, match="no parameter of the RNN requires a gradient"):
+        rnn.requires_grad_(False).fit([[0, 1]], [1], epochs=1)
 
 
 def test_a_state_that_is_nan_is_no_fault_of_the_input():

@@ -153,6 +153,8 @@ def test_under_autocast_it_takes_what_other_layers_return():
         assert rounded.dtype == torch.bfloat16
         for given, start in ((rounded, h0[:, 0]), (rounded[0], h0[0, 0])):
             torch.testing.assert_close(rnn(given, h0=start), rnn(given.float(), h0=start.float()))
+        with pytest.raises(TypeError, match=r"x is torch\.float64; it must be torch\.float32 like Wxh"):
+            rnn(rounded.double())
         with pytest.raises(TypeError, match=r"h0 is torch\.int64"):
             rnn(rounded, h0=h0[:, 0].long())
     with pytest.raises(TypeError, match=r"x is torch\.bfloat16; it must be torch\.float32 like Wxh"):

@@ -15,6 +15,8 @@ import torch
 
 from torch_rnn import RNN, testing
 from torch_rnn.benchmarks import language
+from torch_rnn.data.imdb import find_reviews
+from torch_rnn.errors import RunError
 from torch_rnn.ops import BACKENDS, available
 
 
@@ -107,6 +109,22 @@ def test_predict_refuses_lines_that_are_not_utf_8(run, model, capsys, monkeypatc
 def test_page_refuses_where_it_cannot_write(run, tmp_path, capsys):
     assert run("page", tmp_path / "run", "--out", tmp_path) == 2
     assert f"error: --out {tmp_path} cannot be written, since it is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_page_names_no_setting_that_it_lacks(run, tmp_path, monkeypatch, capsys):
+    def missing(*_, **settings):
+        monkeypatch.setattr("torch_rnn.data.imdb.download", refuse)
+        return find_reviews(tmp_path / "gone")
+
+    def refuse(*_):
+        raise RunError("there is no network")
+
+    monkeypatch.setattr("torch_rnn.page.write_page", missing, raising=False)
+    assert run("page", tmp_path) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: IMDB is not under {tmp_path / 'gone'}, and there is no network. Put")
+    assert error.endswith("aclImdb folder there")
 
 
 @pytest.mark.bad_input

@@ -371,6 +371,12 @@ def test_a_configuration_that_is_none_is_named(tmp_path, text, message, capsys):
         assert f"error: --config {path} {message}" in capsys.readouterr().err
 
 
+def test_settings_can_be_given_as_text(tmp_path):
+    text = "{model: {" + ", ".join(f"dropout: 0.0{0:0{n}}" for n in range(40)) + ", hidden_size: 9}}"
+    assert len(text) > 255
+    assert quickstart(tmp_path / "run", "--config", text, "--check") == 0
+
+
 def settings_of(kind):
     """Returns the names of a class's settings; with **settings it has those of its base, too."""
     found = inspect.signature(kind.__init__).parameters

@@ -138,6 +138,25 @@ def test_early_stopping_without_a_validation_ends_in_a_sentence(tmp_path):
     assert "step 3" not in error
     interval = {"trainer.val_check_interval": 3, "trainer.max_steps": 3}
     assert train(tmp_path / "other", SMALL | interval, *more)[0] == 0
+    later = {"trainer.check_val_every_n_epoch": 2, "trainer.max_epochs": 2}
+    lenient = [*more, "--trainer.callbacks.strict=false", "--trainer.callbacks.check_on_train_epoch_end=true"]
+    assert train(tmp_path / "lenient", SMALL | later, *lenient)[0] == 0
+
+
+@pytest.mark.bad_input
+def test_where_the_steps_of_an_epoch_change_a_missing_score_is_noticed_at_its_end(tmp_path):
+    more = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=validation/loss"]
+    more += ["--trainer.callbacks+=GradientAccumulationScheduler", '--trainer.callbacks.scheduling={"0": 4}']
+    enough = SMALL | {"trainer.max_steps": 6}  # 4 steps an epoch
+    assert train(tmp_path / "enough", enough, *more)[0] == 0
+    status, error = train(tmp_path / "run", SMALL | {"trainer.max_steps": 2}, *more)
+    assert status == 2
+    assert "EarlyStopping has no score to compare" in error
+
+
+def test_a_trial_may_have_fewer_steps_than_the_run(tmp_path):
+    status, _ = train(tmp_path / "run", SMALL | {"trainer.min_steps": 9, "trainer.fast_dev_run": True})
+    assert status == 0
 
 
 def test_a_training_that_ends_before_its_first_validation_leaves_its_last_weights(tmp_path, caplog):

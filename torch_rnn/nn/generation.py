@@ -108,10 +108,10 @@ class Generation(Iterator[Tensor]):
         if self.temperature != 1:
             y = y.double().div_(self.temperature)
         p = y.softmax(dim=1, dtype=torch.float64)
+        _check_finite(p.sum(dim=1))
         if self.top_k is not None or self.top_p is not None:
             p = keep_most_probable(p, self.top_k, self.top_p)
         cumulative = p.cumsum(dim=1)
-        _check_finite(cumulative.select(1, -1))
         where = y.device if self.generator is None else self.generator.device
         u = torch.rand(len(y), 1, dtype=torch.float64, device=where, generator=self.generator)
         reached = (1 - u).to(y.device) * cumulative[:, -1:]

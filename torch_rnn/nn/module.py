@@ -215,6 +215,8 @@ class RNN(nn.Module):
             )
         sequences = [self._as_example(x, y) for x, y in zip(x_train, y_train, strict=True)]
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError("no parameter of the RNN requires a gradient; fit needs one to train")
         losses = []
         for _ in range(epochs):
             total = 0.0

@@ -10,6 +10,8 @@ from torch import Tensor
 
 _TRUSTED = ContextVar("trusted", default=False)
 _PLAIN = (Tensor, torch.nn.Parameter)
+_LOWER = (torch.bfloat16, torch.float16, torch.float32)
+"""What layers return under autocast."""
 
 
 def readable(value: Tensor) -> bool:
@@ -54,7 +56,7 @@ def autocast_off(kind: str) -> AbstractContextManager:
 
 def in_dtype_of(weights: Tensor, value: Tensor) -> Tensor:
     """Returns floats in the weights' dtype where autocast is on: other layers return lower precision then."""
-    if not isinstance(weights, Tensor) or not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(weights, Tensor) or not isinstance(value, Tensor) or value.dtype not in _LOWER:
         return value
     kind = weights.device.type
     return value if kind == "meta" or not torch.is_autocast_enabled(kind) else value.to(weights.dtype)

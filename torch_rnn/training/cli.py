@@ -5,6 +5,7 @@ Configuration enters here; below are plain keyword arguments.
 
 import difflib
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -225,7 +226,9 @@ def check_files(arguments: Sequence[str]) -> None:
     for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, own = name.partition("=")
         path = Path(own or value)
-        if flag not in ("--config", "-c") or not path.is_file():
+        if flag not in ("--config", "-c") or not os.path.isfile(
+            path
+        ):  # False for settings that are given as text
             continue
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -110,7 +110,13 @@ def check_cuda_graph(trainer: Trainer) -> None:
 
 
 def check_length(trainer: Trainer) -> None:
-    """Raises RunError for a length that a setting contradicts, now that the number of batches is known."""
+    """Raises RunError for a length that a setting contradicts, now that the number of batches is known.
+
+    A trial of one step is no such run. Where the number of steps an epoch changes, nothing is known here.
+    """
+    changes = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+    if trainer.fast_dev_run or changes:
+        return
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     if trainer.max_epochs not in (None, -1) and (trainer.min_steps or 0) > trainer.max_epochs * steps:
         raise RunError(
@@ -130,7 +136,9 @@ def check_length(trainer: Trainer) -> None:
 
 def _looks_at_validation(callback: EarlyStopping) -> bool:
     """Returns whether it needs a score of the validation at the end of each epoch."""
-    return callback.monitor.startswith("validation/") and bool(callback._check_on_train_epoch_end)
+    return (
+        callback.strict and callback.monitor.startswith("validation/") and callback._check_on_train_epoch_end
+    )
 
 
 def check_packages(trainer: Trainer) -> None:

@@ -43,7 +43,7 @@ function slowTrace() {
       color: colour("card"),
       line: { color: colour("text"), width: order.map((_, k) => (k === space.chosen ? 3 : 1.5)) },
     },
-    text: order.map((i) => slowLabel(i)),
+    text: order.map((i, k) => slowLabel(i, k)),
     hovertemplate: "slow point<br>%{text}<extra></extra>",
   };
 }
@@ -55,11 +55,11 @@ function slowOrder() {
   return slow ? Array.from(slow.points.keys()).sort((a, b) => along(slow.points[a]) - along(slow.points[b])) : [];
 }
 
-function slowLabel(i) {
+function slowLabel(i, k) {
   const { slow } = DATA.states,
     values = slow.eigenvalues[i],
     [re, im] = values[slowest(values)];
-  return `${escapeText(slowSays(i) ?? `slow point ${i + 1}`)}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
+  return `${escapeText(slowSays(i) ?? `slow point ${k + 1}`)}<br>${DATA.language ? "largest" : "closest to 1"}: |λ| = ${Math.hypot(re, im).toFixed(4)}`;
 }
 
 function jacobianPlot(i) {

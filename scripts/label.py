@@ -84,9 +84,11 @@ def main() -> int:
     parser.add_argument(
         "--train", type=Path, metavar="PATH", help="the labelled texts, for ngrams and vectors"
     )
-    parser.add_argument("--validation", type=float, help="the part of --train that is left out; 0.1")
+    parser.add_argument(
+        "--validation", type=float, help="the part of --train that is left out (default: 0.1)"
+    )
     parser.add_argument("--text_column", default="text")
-    parser.add_argument("--label_column", help="of --train; label")
+    parser.add_argument("--label_column", help="of --train (default: label)")
     parser.add_argument("--cache", help="the folder for tokens and teacher; by default data/cache")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

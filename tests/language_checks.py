@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_rnn import RNN, NumpyRNN
+from torch_rnn.negatives import draw_negatives, inclusion_probabilities, log_uniform
 from torch_rnn.nn.layers import Weights
 from torch_rnn.reference import PARAMETERS
 from torch_rnn.testing import assert_parity
@@ -103,21 +104,21 @@ def sampled_cross_entropy(module: ModuleType, bias: bool) -> None:
 def sampled_from_all(module: ModuleType, bias: bool) -> None:
     """Compares the sampled loss with the full one where each word is drawn once."""
     h, Why, by, targets = readout(9, 12, 5, bias)
-    p = module.inclusion_probabilities(12, module.log_uniform(12))
-    negatives, log_q = module.draw_negatives(p, torch.Generator().manual_seed(0))
-    got = module.sampled_cross_entropy(h, Why, by, targets, negatives, log_q)
+    p = inclusion_probabilities(12, log_uniform(12))
+    sample, log_q = draw_negatives(p, torch.Generator().manual_seed(0))
+    got = module.sampled_cross_entropy(h, Why, by, targets, sample, log_q)
     want = F.cross_entropy(F.linear(h, Why, by), targets, reduction="sum")
     assert_equal_losses(got, want, h, Why, by)
 
 
-def sampled_partition_function(module: ModuleType, draws: int = 2000) -> None:
+def sampled_partition_function(module: ModuleType, drawing: ModuleType, draws: int = 2000) -> None:
     """Checks that the mean of Z over samples is the sum of the full softmax, to 5 standard errors."""
     h, Why, by, targets = readout(1, 30, 4)
     y = F.linear(h, Why, by)[0].detach()
-    p, g = module.inclusion_probabilities(6, module.log_uniform(30)), torch.Generator().manual_seed(1)
+    p, g = drawing.inclusion_probabilities(6, drawing.log_uniform(30)), torch.Generator().manual_seed(1)
     Z = []
     for _ in range(draws):
-        loss = module.sampled_cross_entropy(h, Why, by, targets, *module.draw_negatives(p, g))
+        loss = module.sampled_cross_entropy(h, Why, by, targets, *drawing.draw_negatives(p, g))
         Z.append(loss.detach() + y[targets[0]])
     Z = torch.stack(Z).exp()
     error = (Z.mean() - y.exp().sum()).abs() / (Z.std() / draws**0.5)

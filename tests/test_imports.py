@@ -12,7 +12,7 @@ LEVELS = (  # a package imports from itself and from the levels above its own li
     {"devices", "errors", "lazy"},
     {"files"},
     {"reference", "ops"},
-    {"losses", "softmax", "testing"},
+    {"losses", "negatives", "softmax", "testing"},
     {"nn"},
     {"data"},
     {"training", "benchmarks"},

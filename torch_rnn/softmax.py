@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_rnn.ops.checks import kind
 from torch_rnn.ops.context import is_transforming, readable
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -73,7 +74,7 @@ def sampled_cross_entropy(
 
     Args:
         h, Why, by, targets: as in `linear_cross_entropy`.
-        negatives: (K,) int64 in 0..V-1, such as `draw_negatives` returns.
+        negatives: (K,) int64 in 0..V-1, such as `negatives.draw_negatives` returns.
         log_q: (K,) floats, the logarithm of the expected number of times that each negative is in a sample:
             log(K q) for K draws from probabilities q.
 
@@ -89,7 +90,7 @@ def sampled_cross_entropy(
         raise ValueError(f"negatives has shape {tuple(negatives.shape)}; it must be (K,)")
     _check_ids("negatives", negatives, None, Why)
     if not isinstance(log_q, Tensor) or not log_q.is_floating_point():
-        raise TypeError(f"log_q is {_kind(log_q)}; it must be a tensor of floats")
+        raise TypeError(f"log_q is {kind(log_q)}; it must be a tensor of floats")
     if log_q.shape != negatives.shape:
         raise ValueError(f"log_q has shape {tuple(log_q.shape)}; it must be {tuple(negatives.shape)}")
     _check_device("log_q", log_q, Why)
@@ -97,85 +98,6 @@ def sampled_cross_entropy(
     product, needs = _precision(h), _needs(h, Why, by)
     with torch.autocast(h.device.type, enabled=False):
         return _SampledCrossEntropy.apply(h, Why, by, targets, negatives, log_q, product, needs)
-
-
-def log_uniform(V: int) -> Tensor:
-    """Returns the log-uniform distribution over ids, (V,) float64.
-
-    q[v] = log((v + 2) / (v + 1)) / log(V + 1)
-
-    It is close to Zipf's law where ids are sorted by frequency, the most frequent first.
-    """
-    if isinstance(V, bool) or not isinstance(V, int):
-        raise TypeError(f"V is {V!r}; it must be a whole number")
-    if V < 1:
-        raise ValueError(f"V is {V}; it must be at least 1")
-    edges = torch.arange(1, V + 2, dtype=torch.float64).log()
-    return edges.diff() / edges[-1]
-
-
-def inclusion_probabilities(K: int, q: Tensor) -> Tensor:
-    """Returns p[v] = min(1, c q[v]) with c such that the sum is K: (V,) float64.
-
-    Args:
-        K: the size of a sample, in 1..V.
-        q: (V,) floats above 0, in any unit: `log_uniform(V)`, or how often each word occurs.
-
-    Raises:
-        TypeError, ValueError: for another K or q.
-    """
-    if not isinstance(q, Tensor) or not q.is_floating_point():
-        raise TypeError(f"q is {_kind(q)}; it must be a tensor of floats")
-    if q.dim() != 1 or len(q) == 0:
-        raise ValueError(f"q has shape {tuple(q.shape)}; it must be (V,)")
-    if not (q.min() > 0 and q.max() < float("inf")):
-        raise ValueError(f"q is in {q.min()}..{q.max()}; each probability must be above 0 and finite")
-    if isinstance(K, bool) or not isinstance(K, int):
-        raise TypeError(f"K is {K!r}; it must be a whole number")
-    if not 1 <= K <= len(q):
-        raise ValueError(f"K is {K}; it must be in 1..{len(q)}, the number of words")
-    if len(q) == K:
-        return torch.ones_like(q, dtype=torch.float64)
-    q, order = q.double().sort(descending=True)
-    rest = q.flip(0).cumsum(0).flip(0)  # the sum of q from each word on
-    # With the i most probable words at 1, c = (K - i) / rest[i]. The first i with c q[i] <= 1 is right.
-    i = torch.arange(K, device=q.device)
-    certain = int(((K - i) * q[:K] > rest[:K]).sum())
-    p = torch.ones_like(q)
-    p[certain:] = (q[certain:] * ((K - certain) / rest[certain])).clamp(max=1)
-    return torch.empty_like(p).scatter_(0, order, p)
-
-
-def draw_negatives(p: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draws K different words, word v with probability p[v], for `sampled_cross_entropy`.
-
-    Systematic sampling in a random order (Madow, 1949): the words lie on a line in random order, v as long as
-    p[v]; the points u, u + 1, ..., u + K - 1, with one uniform u, choose the words on which they fall. So the
-    expected number of times that v is in the sample is p[v] exactly, whereas with draws that avoid repetition
-    one by one it has no closed form. Draws with repetition would take frequent words many times.
-
-    Args:
-        p: (V,) float64 with a whole sum K, from `inclusion_probabilities`.
-        generator: of p's device; torch's global one if None.
-
-    Returns:
-        negatives (K,) int64 and log_q (K,) float64, the logarithm of their p.
-
-    Raises:
-        TypeError, ValueError: for another p; its sum is checked on the CPU only.
-    """
-    if not isinstance(p, Tensor) or not p.is_floating_point():
-        raise TypeError(f"p is {_kind(p)}; it must be a tensor of floats")
-    if p.dim() != 1 or len(p) == 0:
-        raise ValueError(f"p has shape {tuple(p.shape)}; it must be (V,)")
-    if readable(p) and not (p.sum() - p.sum().round()).abs() <= 1e-6 * len(p):
-        raise ValueError(f"p has the sum {p.sum():.6g}; it must be a whole number, the size of the sample")
-    order = torch.randperm(len(p), generator=generator, device=p.device)
-    ends = p[order].cumsum(0)
-    points = torch.arange(int(ends[-1].round()), dtype=p.dtype, device=p.device)
-    points += torch.rand((), generator=generator, dtype=p.dtype, device=p.device)
-    negatives = order[torch.searchsorted(ends, points, right=True).clamp(max=len(p) - 1)]
-    return negatives, p[negatives].log()
 
 
 class _Needs(NamedTuple):
@@ -375,9 +297,7 @@ def _check_readout(h: Tensor, Why: Tensor, by: Tensor | None) -> None:
         if tensor is None and name == "by":
             continue
         if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"{name} is {_kind(tensor)}; it must be a tensor of {', '.join(map(str, FLOATS))}"
-            )
+            raise TypeError(f"{name} is {kind(tensor)}; it must be a tensor of {', '.join(map(str, FLOATS))}")
         if tensor.dim() != len(shape.split(",")) - (name == "by"):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
     if Why.numel() == 0:
@@ -399,7 +319,7 @@ def _check_readout(h: Tensor, Why: Tensor, by: Tensor | None) -> None:
 
 def _check_ids(name: str, ids: Tensor, shape: tuple[int, ...] | None, Why: Tensor) -> None:
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        raise TypeError(f"{name} is {_kind(ids)}; it must be a tensor of torch.int64")
+        raise TypeError(f"{name} is {kind(ids)}; it must be a tensor of torch.int64")
     if shape is not None and tuple(ids.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shape}")
     _check_device(name, ids, Why)
@@ -412,7 +332,3 @@ def _check_ids(name: str, ids: Tensor, shape: tuple[int, ...] | None, Why: Tenso
 def _check_device(name: str, tensor: Tensor, Why: Tensor) -> None:
     if tensor.device != Why.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on {Why.device} like Why")
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__name__}"

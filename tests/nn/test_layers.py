@@ -243,6 +243,7 @@ def test_refuses_bad_settings(settings, error, message):
             ValueError,
             r"lengths are in 1\.\.8; they must be in 0\.\.7",
         ),
+        ({"h0": torch.tensor([0, 0, 0, torch.nan])[:, None, None].expand(4, B, H)}, ValueError, "h0 has NaN"),
         ({"h0": torch.zeros(B, H)}, ValueError, r"h0 has shape \(5, 4\); it must be \(4, 5, 4\)"),
     ],
 )

@@ -8,14 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_rnn.benchmarks.peers import Candidate
+from torch_rnn.negatives import draw_negatives, inclusion_probabilities, log_uniform
 from torch_rnn.nn.module import RNN
-from torch_rnn.softmax import (
-    draw_negatives,
-    inclusion_probabilities,
-    linear_cross_entropy,
-    log_uniform,
-    sampled_cross_entropy,
-)
+from torch_rnn.softmax import linear_cross_entropy, sampled_cross_entropy
 from torch_rnn.testing import compare, twice_the_error
 
 OURS, SAMPLED, PEER = "torch_rnn", "torch_rnn, sampled", "nn.Embedding, nn.RNN, nn.Linear"

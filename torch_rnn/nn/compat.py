@@ -14,7 +14,8 @@ class RNN(nn.RNN):
     The input can be (T, B, D), batch first, unbatched, or a PackedSequence, sorted or not. What the
     recurrence does not support (half precision, autocast, other devices than CPU and CUDA, NaN in the input,
     T = 0) goes to torch.nn.RNN itself, which computes or raises; so does a single step on the CPU, where
-    there is nothing to gain. TorchScript is not supported.
+    there is nothing to gain. A few steps of one sequence with a large H take as long as there. TorchScript is
+    not supported.
     """
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_rnn.ops import recurrence
-from torch_rnn.ops.checks import check_lengths
+from torch_rnn.ops.checks import check_h0, check_lengths
 from torch_rnn.ops.context import trusted
 from torch_rnn.ops.inputs import real_steps
 
@@ -72,6 +72,8 @@ def layered(
         states = []
         for direction, (Wxh, bh, Whh) in enumerate(directions):
             start = None if h0 is None else h0[len(last)]
+            if layer and start is not None:
+                check_h0(start)
             with unchecked() if layer else nullcontext():
                 h, hT = recurrence(
                     reversed_steps(x, lengths) if direction else x,

@@ -85,8 +85,8 @@ def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_values(x: Tensor, D: int | None, h0: Tensor | None, lengths: Tensor | None) -> None:
     """Checks h0, and x at its real steps. If D is None, ids have no upper bound."""
-    if h0 is not None and readable(h0) and h0.isnan().any():
-        raise ValueError("h0 has NaN; every entry must be a number")
+    if h0 is not None:
+        check_h0(h0)
     if not readable(x) or x.numel() == 0:
         return
     if x.is_floating_point():
@@ -95,6 +95,11 @@ def check_values(x: Tensor, D: int | None, h0: Tensor | None, lengths: Tensor | 
     elif not _within(x, D) and not _within(real := x[_real_index(x, lengths)], D):
         allowed = "at least 0" if D is None else f"in 0..{D - 1}"
         raise ValueError(f"x has ids in {real.min()}..{real.max()}; they must be {allowed}")
+
+
+def check_h0(h0: Tensor) -> None:
+    if readable(h0) and h0.isnan().any():
+        raise ValueError("h0 has NaN; every entry must be a number")
 
 
 def _real_index(x: Tensor, lengths: Tensor | None) -> Tensor | slice:
@@ -106,6 +111,11 @@ def _within(ids: Tensor, D: int | None) -> bool:
         return True
     low, high = (int(end) for end in torch.aminmax(ids))
     return low >= 0 and (D is None or high < D)
+
+
+def kind(value: object) -> str:
+    """Returns what an error calls an argument of a wrong type: a tensor's dtype, otherwise the class."""
+    return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _check_is_tensor(name: str, value: object) -> None:

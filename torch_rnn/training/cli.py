@@ -111,7 +111,7 @@ class CLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], task: Task = TASKS["classification"]):
         self.task, self.clock = task, Clock()
-        check_files(arguments)
+        check_config_files(arguments)
         try:
             super().__init__(
                 task.model,
@@ -221,7 +221,7 @@ class CLI(LightningCLI):
         return run_settings(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
 
-def check_files(arguments: Sequence[str]) -> None:
+def check_config_files(arguments: Sequence[str]) -> None:
     """Raises RunError, which names the file, for a --config that is no YAML file with settings."""
     for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, own = name.partition("=")

@@ -9,14 +9,10 @@ from torch import Tensor
 
 from torch_rnn.data.streams import PADDING, StreamBatch
 from torch_rnn.data.textstream import TextStream
+from torch_rnn.negatives import draw_negatives, inclusion_probabilities
 from torch_rnn.nn.module import RNN
 from torch_rnn.ops.context import trusted
-from torch_rnn.softmax import (
-    draw_negatives,
-    inclusion_probabilities,
-    linear_cross_entropy,
-    sampled_cross_entropy,
-)
+from torch_rnn.softmax import linear_cross_entropy, sampled_cross_entropy
 from torch_rnn.training.text_generator import TextGenerator
 from torch_rnn.training.trained_rnn import TrainedRNN
 
